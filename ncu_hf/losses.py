@@ -1,0 +1,85 @@
+"""Losses as functions of embeddings: no model, no configuration, no randomness.
+
+Shapes: N pairs, D embedding width. `image_embeds` v, `text_embeds` t and `negative_embeds` n are unit vectors (N, D);
+`log_scale` is the log of s = 1/τ. Every function returns 0-dim tensors in the precision of its inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE: the mean of the image-to-text and the text-to-image cross entropy.
+
+    This is eq. 1 of the NCU paper up to the factor 1/2 that CLIP and `CLIPModel(return_loss=True)` have.
+    """
+    logits = log_scale.exp() * (image_embeds @ text_embeds.T)
+    target = torch.arange(logits.shape[0], device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def separation_loss(text_embeds: Tensor, negative_embeds: Tensor, margin_low: float, margin_high: float) -> Tensor:
+    """L_sep (eq. 3): mean hinge that holds ⟨t_i, n_i⟩ inside [margin_low, margin_high]."""
+    similarity = (text_embeds * negative_embeds).sum(dim=-1)
+    return (F.relu(margin_low - similarity) + F.relu(similarity - margin_high)).mean()
+
+
+def relation_loss(text_embeds: Tensor, negative_embeds: Tensor, formulation: str) -> Tensor:
+    """L_rel: negatives keep the relations of their captions.
+
+    `"paper"` (eq. 4): (1/N) Σ_ij (⟨t_i, n_j⟩ - ⟨t_j, n_i⟩)². `"released"` (the authors' code):
+    (1/N) Σ_ij (⟨t_i, t_j⟩ - ⟨n_i, n_j⟩)².
+    """
+    if formulation == "released":
+        difference = text_embeds @ text_embeds.T - negative_embeds @ negative_embeds.T
+    else:
+        cross = text_embeds @ negative_embeds.T
+        difference = cross - cross.T
+    return difference.square().sum() / text_embeds.shape[0]
+
+
+def matching_losses(
+    image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor, log_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The two halves of L_itm (eq. 5, with the minus signs that the printed equation lacks).
+
+    Captions match their own image and no other; negatives match every image but their own:
+    (1/N) Σ_ij -log σ(m_ij s⟨t_i, v_j⟩) and (1/N) Σ_ij -log σ(-m_ij s⟨n_i, v_j⟩), m_ij = +1 on the diagonal, else -1.
+    """
+    n = image_embeds.shape[0]
+    sign = 2 * torch.eye(n, dtype=image_embeds.dtype, device=image_embeds.device) - 1
+    scale = log_scale.exp()
+    positive = -F.logsigmoid(sign * scale * (text_embeds @ image_embeds.T)).sum() / n
+    negative = -F.logsigmoid(-sign * scale * (negative_embeds @ image_embeds.T)).sum() / n
+    return positive, negative
+
+
+def extended_similarity(image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor) -> Tensor:
+    """S̄ (N, N + 1): ⟨v_i, t_j⟩ in the first N columns, ⟨v_i, n_i⟩ in the last."""
+    own_negative = (image_embeds * negative_embeds).sum(dim=-1, keepdim=True)
+    return torch.cat([image_embeds @ text_embeds.T, own_negative], dim=1)
+
+
+def alignment_loss(
+    similarity: Tensor, row_target: Tensor, column_target: Tensor, log_scale: Tensor, formulation: str
+) -> Tensor:
+    """L_otr (eq. 11): KL divergence from the refined alignment to the softmax of s·S̄, both ways.
+
+    Args:
+        similarity (`Tensor`): (N, C), S̄ or its first columns.
+        row_target (`Tensor`): (N, C), image to text.
+        column_target (`Tensor`): (C, N), text to image. Rows need not sum to 1 (see the `released` formulation).
+        log_scale (`Tensor`): 0-dim.
+        formulation (`str`): `"paper"` adds the two means over rows, `"released"` averages them.
+    """
+    logits = log_scale.exp() * similarity
+    rows = _divergence(row_target, logits.log_softmax(dim=1)) / similarity.shape[0]
+    columns = _divergence(column_target, logits.log_softmax(dim=0).T) / similarity.shape[1]
+    return (rows + columns) / (2 if formulation == "released" else 1)
+
+
+def _divergence(target: Tensor, log_prediction: Tensor) -> Tensor:
+    return (torch.xlogy(target, target) - target * log_prediction).sum()

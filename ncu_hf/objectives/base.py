@@ -1,0 +1,65 @@
+"""What a method is to the trainer: which parameters train, and embeddings -> named losses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from ncu_hf.config import MethodArguments, NCUTrainingArguments
+
+
+class Schedule(NamedTuple):
+    """How long a phase trains, and how fast: `max_steps` where positive, else `epochs`."""
+
+    epochs: float
+    max_steps: int
+    learning_rate: float
+
+
+class Objective(ABC):
+    """One phase of a method.
+
+    Attributes:
+        phase (`str`): Name of the phase, used for folders, logs and cards.
+        needs_negative_text (`bool`): Whether the batch's captions are also encoded behind the negative prompt.
+
+    Args:
+        arguments (`MethodArguments`): Hyperparameters of the method.
+    """
+
+    phase: ClassVar[str]
+    needs_negative_text: ClassVar[bool] = False
+
+    def __init__(self, arguments: MethodArguments):
+        self.arguments = arguments
+
+    def schedule(self, training: NCUTrainingArguments) -> Schedule:
+        """The settings of the run that are this phase's; those of the last phase by default."""
+        return Schedule(training.num_train_epochs, training.max_steps, training.learning_rate)
+
+    @abstractmethod
+    def trains(self, name: str, text_layers: int) -> bool:
+        """Whether the parameter `name` of [`NCUModel`] trains in this phase.
+
+        Args:
+            name (`str`): For example `clip.text_model.encoder.layers.0.mlp.fc1.weight` or `negative_prompt.vectors`.
+            text_layers (`int`): Number of blocks of the text tower.
+        """
+
+    @abstractmethod
+    def __call__(
+        self, image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor | None, log_scale: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses and statistics of a global batch.
+
+        Args:
+            image_embeds, text_embeds, negative_embeds (`Tensor`): (N, D) unit vectors; `negative_embeds` is `None`
+                where `needs_negative_text` is false.
+            log_scale (`Tensor`): 0-dim, log of s.
+
+        Returns:
+            `dict[str, Tensor]`: 0-dim tensors. Keys that end in `_loss` are summed, weights included; the others are
+            detached and logged.
+        """

@@ -1,0 +1,39 @@
+"""Statistics that objectives log beside their losses. All are detached 0-dim tensors; none waits for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ncu_hf.transport import TransportPlan
+
+
+@torch.no_grad()
+def selection_statistics(confidence: Tensor, forget: Tensor, retain: Tensor) -> dict[str, Tensor]:
+    """Quantiles of the clean confidence (N,), and its mean over the forget and the retained set (where not empty)."""
+    quantiles = confidence.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=confidence.dtype, device=confidence.device))
+    statistics = {f"clean_confidence_{name}": q for name, q in zip(("q10", "q50", "q90"), quantiles, strict=True)}
+    for name, members in (("forget", forget), ("retain", retain)):
+        if members.numel():
+            statistics[f"clean_confidence_{name}"] = confidence[members].mean()
+    return statistics
+
+
+@torch.no_grad()
+def margin_statistics(
+    text_embeds: Tensor, negative_embeds: Tensor, margin_low: float, margin_high: float
+) -> dict[str, Tensor]:
+    """Mean of ⟨t_i, n_i⟩ and the share of pairs inside the separation band."""
+    similarity = (text_embeds * negative_embeds).sum(dim=-1)
+    inside = (similarity >= margin_low) & (similarity <= margin_high)
+    return {"text_negative_similarity": similarity.mean(), "margin_hits": inside.to(similarity.dtype).mean()}
+
+
+@torch.no_grad()
+def plan_statistics(transport: TransportPlan) -> dict[str, Tensor]:
+    """Entropy of the plan in nats, and the larger of its two marginal errors."""
+    return {
+        "plan_entropy": -torch.xlogy(transport.plan, transport.plan).sum(),
+        "plan_marginal_error": torch.maximum(transport.row_error, transport.column_error),
+        "plan_iterations": torch.tensor(float(transport.iterations)),
+    }

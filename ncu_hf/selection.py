@@ -1,0 +1,50 @@
+"""Which pairs of a batch to forget: clean confidence and the forget/retain split (paper, section 4.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def clean_confidence(image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, formulation: str) -> Tensor:
+    """Match confidence ω of each pair, judged against the other pairs of the batch.
+
+    Args:
+        image_embeds (`Tensor`): (N, D) unit vectors v.
+        text_embeds (`Tensor`): (N, D) unit vectors t.
+        log_scale (`Tensor`): 0-dim, log of s = 1/τ.
+        formulation (`str`): `"paper"`: eq. 2, the mean of the softmax over the texts of row i and the softmax over the
+            images of column i, both at (i, i). `"released"`: the first of the two alone, as in the authors' code.
+
+    Returns:
+        `Tensor`: (N,) in [0, 1], at least float32, without gradient.
+    """
+    logits = log_scale.exp() * (promote(image_embeds) @ promote(text_embeds).T)
+    diagonal = logits.diagonal()
+    over_texts = (diagonal - logits.logsumexp(dim=1)).exp()
+    if formulation == "released":
+        return over_texts
+    return (over_texts + (diagonal - logits.logsumexp(dim=0)).exp()) / 2
+
+
+def split_batch(confidence: Tensor, forget_ratio: float) -> tuple[Tensor, Tensor]:
+    """Forget the k = int(P·N) pairs of lowest confidence, retain the rest.
+
+    Equal confidences are taken in the order of the batch, so that the split is the same on every process.
+
+    Args:
+        confidence (`Tensor`): (N,) clean confidence.
+        forget_ratio (`float`): P, in [0, 1].
+
+    Returns:
+        `tuple[Tensor, Tensor]`: `forget` (k,) and `retain` (N - k,), int64 indices in ascending order.
+    """
+    k = int(forget_ratio * confidence.shape[0])
+    order = confidence.argsort(stable=True)
+    return order[:k].sort().values, order[k:].sort().values
+
+
+def promote(embeds: Tensor) -> Tensor:
+    """`embeds` in float32, or unchanged where it is already at least that precise."""
+    return embeds.to(torch.promote_types(embeds.dtype, torch.float32))
