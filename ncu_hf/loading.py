@@ -1,0 +1,148 @@
+"""The model a run starts from: loaded, or made from scratch; checked before anything long starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPProcessor
+
+from ncu_hf.checkpoint import write_atomically
+from ncu_hf.config import ModelArguments
+from ncu_hf.errors import InputError
+from ncu_hf.modeling import PROMPT_FOLDER, NegativePrompt, NegativePromptConfig
+from ncu_hf.reference import build_reference
+
+
+class Reference(NamedTuple):
+    """The model that a run starts from.
+
+    Attributes:
+        source (`str` or `Path`): Folder or Hub id to load it from.
+        revision (`str`, *optional*): Of the Hub id.
+        clip (`CLIPModel`): The model, in float32.
+        processor (`CLIPProcessor`): Its processor.
+    """
+
+    source: str | Path
+    revision: str | None
+    clip: CLIPModel
+    processor: CLIPProcessor
+
+
+def load_clip(source: str | Path, revision: str | None = None) -> CLIPModel:
+    """A `CLIPModel` in float32 from a folder or the Hub, safetensors only.
+
+    Raises:
+        InputError: nothing there, not a CLIP, or no safetensors.
+    """
+    config = _load_config(source, revision)
+    # No dropout: a chunk is encoded twice and must give the same embeddings.
+    config.text_config.attention_dropout = config.vision_config.attention_dropout = 0.0
+    options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    try:
+        clip, report = CLIPModel.from_pretrained(source, config=config, revision=revision or "main", **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--model {source}: its weights cannot be loaded ({_line(error)}).") from error
+    if report["missing_keys"]:
+        raise InputError(f"--model {source}: its weights lack {', '.join(sorted(report['missing_keys'])[:3])}, ...")
+    return clip
+
+
+def load_processor(source: str | Path, clip: CLIPModel, revision: str | None = None) -> CLIPProcessor:
+    """The processor beside a model, checked against the model.
+
+    Raises:
+        InputError: none there, or its tokenizer does not fit the text tower.
+    """
+    try:
+        processor = CLIPProcessor.from_pretrained(source, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--model {source}: no CLIPProcessor can be loaded from it ({_line(error)}).") from error
+    text, tokenizer = clip.config.text_config, processor.tokenizer
+    if tokenizer.model_max_length != text.max_position_embeddings:
+        raise InputError(
+            f"--model {source}: the text tower has {text.max_position_embeddings} positions, its tokenizer's "
+            f"model_max_length is {tokenizer.model_max_length}; save the tokenizer with the model's length."
+        )
+    if len(tokenizer) > text.vocab_size:
+        raise InputError(
+            f"--model {source}: the tokenizer has {len(tokenizer)} tokens, the text tower embeds {text.vocab_size}."
+        )
+    if text.eos_token_id not in (2, tokenizer.eos_token_id):
+        raise InputError(
+            f"--model {source}: the text tower pools at token {text.eos_token_id}, the tokenizer ends captions with "
+            f"{tokenizer.eos_token_id}."
+        )
+    return processor
+
+
+def load_reference(arguments: ModelArguments, captions: Iterable[str], seed: int, initial: Path) -> Reference:
+    """The model that a run starts from.
+
+    Args:
+        arguments (`ModelArguments`): `model` names it, or `model_config` has it made from scratch.
+        captions (`Iterable[str]`): Texts for the tokenizer of a model from scratch.
+        seed (`int`): Seed of the weights of a model from scratch.
+        initial (`Path`): Where a run keeps its model from scratch; read if the run is resumed.
+
+    Raises:
+        InputError: both or neither are given, or the model cannot be used.
+    """
+    if (arguments.model is None) == (arguments.model_config is None):
+        raise InputError("Give the model to start from: --model, or --model_config for one from scratch.")
+    if arguments.model is not None:
+        clip = load_clip(arguments.model, arguments.revision)
+        processor = load_processor(arguments.model, clip, arguments.revision)
+        return Reference(arguments.model, arguments.revision, clip, processor)
+    if initial.is_dir():
+        clip = load_clip(initial)
+        return Reference(initial, None, clip, load_processor(initial, clip))
+    clip, processor = build_reference(
+        captions,
+        config=arguments.model_config,
+        seed=seed,
+        tokenizer=arguments.tokenizer,
+        vocab_size=arguments.vocab_size,
+    )
+    return Reference(initial, None, clip, processor)
+
+
+def save_initial(reference: Reference) -> None:
+    """Write a model from scratch to its folder, unless it is there."""
+
+    def write(path: Path) -> None:
+        reference.clip.save_pretrained(path)
+        reference.processor.save_pretrained(path)
+
+    if not Path(reference.source).is_dir():
+        write_atomically(Path(reference.source), write)
+
+
+def make_prompt(arguments: ModelArguments, clip: CLIPModel) -> NegativePrompt:
+    """The negative prompt that phase 1 starts from: saved earlier, or drawn from N(0, 0.02²)."""
+    if arguments.negative_prompt is None:
+        width = clip.config.text_config.hidden_size
+        return NegativePrompt(NegativePromptConfig(length=arguments.prompt_length, width=width))
+    source = arguments.negative_prompt
+    subfolder = "" if (Path(source) / "config.json").is_file() and Path(source).name == PROMPT_FOLDER else PROMPT_FOLDER
+    try:
+        return NegativePrompt.from_pretrained(source, subfolder=subfolder, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--negative_prompt {source}: cannot be loaded ({_line(error)}).") from error
+
+
+def _load_config(source: str | Path, revision: str | None) -> CLIPConfig:
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--model {source}: no model there, in a folder or on the Hub ({_line(error)}).") from error
+    if config.model_type != "clip":
+        raise InputError(f"--model {source}: is a {config.model_type!r} model; a CLIPModel ('clip') is needed.")
+    return config
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,221 @@
+"""CLIP with a learnable negative prompt in its text tower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextConfig, PreTrainedConfig, PreTrainedModel
+
+from ncu_hf.adapters import merged
+from ncu_hf.errors import InputError
+
+PROMPT_FOLDER = "negative_prompt"
+
+
+class NegativePromptConfig(PreTrainedConfig):
+    """Shape of a [`NegativePrompt`].
+
+    Args:
+        length (`int`, defaults to 8): m, the number of learnable vectors (paper, section 4.2; released code: 8).
+        width (`int`, defaults to 512): Hidden size of the text tower that reads them.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the initial vectors.
+    """
+
+    model_type = "negative_prompt"
+
+    def __init__(self, length: int = 8, width: int = 512, initializer_range: float = 0.02, **kwargs):
+        self.length = length
+        self.width = width
+        self.initializer_range = initializer_range
+        super().__init__(**kwargs)
+
+
+class NegativePrompt(PreTrainedModel):
+    """m learnable vectors (m, width) that turn a caption into its hardest negative (paper, section 4.2).
+
+    It is stored beside the model, in the folder `negative_prompt/`, and loads on its own:
+    `NegativePrompt.from_pretrained("me/clip-b32-ncu", subfolder="negative_prompt")`.
+    """
+
+    config_class = NegativePromptConfig
+    base_model_prefix = "negative_prompt"
+
+    def __init__(self, config: NegativePromptConfig):
+        super().__init__(config)
+        self.vectors = nn.Parameter(torch.empty(config.length, config.width))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            nn.init.normal_(self.vectors, std=self.config.initializer_range)
+
+    def forward(self, batch_size: int) -> Tensor:
+        """The vectors once a row: (batch_size, m, width)."""
+        return self.vectors.expand(batch_size, -1, -1)
+
+
+class Embeddings(NamedTuple):
+    """Unit vectors of one batch, each (B, D), at least float32; `negative` is `None` where it was not asked for."""
+
+    image: Tensor
+    text: Tensor
+    negative: Tensor | None
+
+
+def caption_end(input_ids: Tensor, eos_token_id: int) -> Tensor:
+    """Position at which `CLIPModel` pools each row of `input_ids` (B, L).
+
+    A config whose `eos_token_id` is 2 predates the fix of transformers PR #24773 and pools at the largest id; any
+    other pools at the first end token.
+
+    Returns:
+        `Tensor`: (B,) int64.
+    """
+    if eos_token_id == 2:
+        return input_ids.argmax(dim=-1)
+    return (input_ids == eos_token_id).int().argmax(dim=-1)
+
+
+def insert_placeholders(input_ids: Tensor, length: int, context_length: int, eos_token_id: int) -> Tensor:
+    """Make room for a prompt of `length` vectors after the start token.
+
+    The caption is cut so that start + prompt + caption + end fits the context; the end token is always kept. The
+    placeholders repeat the start token's id, which is neither the end id nor the largest id, so that both pooling
+    modes still find the end.
+
+    Args:
+        input_ids (`Tensor`): (B, L) token ids, start first, an end token in every row.
+        length (`int`): m, number of placeholders.
+        context_length (`int`): Number of positions of the text tower.
+        eos_token_id (`int`): `config.text_config.eos_token_id` (see [`caption_end`]).
+
+    Returns:
+        `Tensor`: (B, min(L + m, context_length)) token ids.
+    """
+    width = min(input_ids.shape[1] + length, context_length)
+    end = caption_end(input_ids, eos_token_id)[:, None]
+    position = torch.arange(width, device=input_ids.device)[None, :]
+    source = (position - length).clamp(min=0)
+    source = torch.where(position >= (end + length).clamp(max=context_length - 1), end, source)
+    return input_ids.gather(1, source)
+
+
+class NCUModel(nn.Module):
+    """A `CLIPModel` that also encodes the negative of a caption.
+
+    The text tower is the stock one: the prompt replaces the outputs of the token embedding at the placeholder
+    positions, so that masks, positions and pooling stay those of `CLIPModel`. A prompt of length 0 gives
+    `get_text_features`.
+
+    Args:
+        clip (`CLIPModel`): The model to fine-tune. It stays a plain `CLIPModel`.
+        negative_prompt (`NegativePrompt`, *optional*): Its width must be the text tower's hidden size. A method that
+            encodes no negative text needs none.
+
+    Raises:
+        InputError: if the prompt's width is not the text tower's, or start + prompt + one token + end do not fit.
+    """
+
+    def __init__(self, clip: CLIPModel, negative_prompt: NegativePrompt | None = None):
+        super().__init__()
+        if negative_prompt is not None:
+            _check_fit(negative_prompt.config, clip.config.text_config)
+        self.clip = clip
+        self.negative_prompt = negative_prompt
+
+    @property
+    def context_length(self) -> int:
+        return self.clip.config.text_config.max_position_embeddings
+
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, negative_input_ids: Tensor | None = None
+    ) -> tuple[Embeddings, Tensor]:
+        """Encode a batch.
+
+        Args:
+            pixel_values (`Tensor`): (B, 3, H, W), normalised.
+            input_ids (`Tensor`): (B, L) captions.
+            negative_input_ids (`Tensor`, *optional*): (B, L') captions whose negatives are wanted.
+
+        Returns:
+            `tuple[Embeddings, Tensor]`: the embeddings and `logit_scale` (log of s; 0-dim), the parameter itself, so
+            that a wrapper such as `DistributedDataParallel` sees it used.
+        """
+        negative = None if negative_input_ids is None else self.encode_negative_text(negative_input_ids)
+        embeddings = Embeddings(self.encode_image(pixel_values), self.encode_text(input_ids), negative)
+        return embeddings, self.clip.logit_scale
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) -> unit image embeddings (B, D)."""
+        pooled = self.clip.vision_model(pixel_values=pixel_values).pooler_output
+        return _unit(self.clip.visual_projection(pooled))
+
+    def encode_text(self, input_ids: Tensor) -> Tensor:
+        """(B, L) -> unit text embeddings (B, D). Attention is causal: padding after the end token changes nothing."""
+        pooled = self.clip.text_model(input_ids=input_ids).pooler_output
+        return _unit(self.clip.text_projection(pooled))
+
+    def encode_negative_text(self, input_ids: Tensor) -> Tensor:
+        """(B, L) -> unit embeddings (B, D) of [start, negative prompt, caption, end]."""
+        m = self.negative_prompt.config.length
+        eos_token_id = self.clip.config.text_config.eos_token_id
+        with self._prompt_in_text_tower():
+            return self.encode_text(insert_placeholders(input_ids, m, self.context_length, eos_token_id))
+
+    @contextmanager
+    def _prompt_in_text_tower(self) -> Iterator[None]:
+        # `CLIPTextModel.forward` takes no `inputs_embeds`, hence a hook on the embedding that it calls.
+        m = self.negative_prompt.config.length
+
+        def replace_placeholders(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+            prompt = self.negative_prompt(output.shape[0]).to(output.dtype)
+            return torch.cat([output[:, :1], prompt, output[:, 1 + m :]], dim=1)
+
+        handle = self.clip.text_model.embeddings.token_embedding.register_forward_hook(replace_placeholders)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a plain `CLIPModel` to `folder` and the prompt, if any, to `folder/negative_prompt` (safetensors).
+
+        LoRA adapters are merged into the weights.
+        """
+        merged(self.clip).save_pretrained(folder)
+        if self.negative_prompt is not None:
+            self.negative_prompt.save_pretrained(Path(folder) / PROMPT_FOLDER)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs) -> NCUModel:
+        """Load what [`NCUModel.save_pretrained`] wrote; `kwargs` (such as `revision`) go to both loaders."""
+        clip = CLIPModel.from_pretrained(folder, use_safetensors=True, **kwargs)
+        return cls(clip, load_prompt(folder, **kwargs))
+
+
+def load_prompt(folder: str | Path, **kwargs) -> NegativePrompt:
+    """The prompt that is stored beside a model: a folder or a Hub id."""
+    return NegativePrompt.from_pretrained(folder, subfolder=PROMPT_FOLDER, use_safetensors=True, **kwargs)
+
+
+def _check_fit(prompt: NegativePromptConfig, text: CLIPTextConfig) -> None:
+    if prompt.width != text.hidden_size:
+        raise InputError(f"The negative prompt has width {prompt.width}, the text tower {text.hidden_size}.")
+    if prompt.length + 3 > text.max_position_embeddings:
+        raise InputError(
+            f"--prompt_length {prompt.length} leaves no room for a caption: the text tower has "
+            f"{text.max_position_embeddings} positions and start and end take two; "
+            f"use at most {text.max_position_embeddings - 3}."
+        )
+
+
+def _unit(features: Tensor) -> Tensor:
+    # Normalised in float32 at least: under autocast the projection returns half precision.
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
