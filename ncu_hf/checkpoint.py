@@ -1,0 +1,82 @@
+"""Training state in a checkpoint folder: safetensors and JSON only, and only whole folders.
+
+A checkpoint is written under a hidden name and renamed when it is complete, so that a run killed while it writes
+leaves nothing that looks like a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder; it appears as `folder` only when all of it is there."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a phase, oldest first."""
+    found = [(int(m[1]), path) for path in folder.glob("checkpoint-*") if (m := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a phase, if there is one."""
+    return next(reversed(list_checkpoints(folder)), None)
+
+
+def rotate_checkpoints(folder: Path, limit: int | None) -> None:
+    """Delete all but the newest `limit` checkpoints."""
+    if limit:
+        for path in list_checkpoints(folder)[:-limit]:
+            shutil.rmtree(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, replacing the file in one step."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save_optimizer(optimizer: Optimizer, folder: Path) -> None:
+    """Write `optimizer.safetensors` (tensors of the state) and `optimizer.json` (the rest; floats survive exactly)."""
+    state = optimizer.state_dict()
+    tensors, plain = {}, {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            target = tensors if isinstance(value, torch.Tensor) else plain
+            target[f"{index}.{key}"] = value
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "optimizer.safetensors")
+    write_json(folder / "optimizer.json", {"state": plain, "param_groups": state["param_groups"]})
+
+
+def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
+    """Load what [`save_optimizer`] wrote."""
+    saved = read_json(folder / "optimizer.json")
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**load_file(folder / "optimizer.safetensors"), **saved["state"]}.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})

@@ -1,0 +1,231 @@
+"""Every setting of a run, with its default and the source of the default. Stated here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ncu_hf.errors import InputError, one_of
+
+FORMULATIONS = ("released", "paper")
+TOWERS = ("text", "vision")
+
+
+@dataclass
+class ModelArguments:
+    """The model to start from, and how its parameters train."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of the CLIPModel to fine-tune (with its processor)."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    model_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train from scratch instead: a preset (tiny, demo, vit-b-32, vit-b-16) or a CLIPConfig JSON file."
+        },
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer of a model from scratch; by default one is trained on the captions."},
+    )
+    vocab_size: int = field(default=8192, metadata={"help": "Largest vocabulary of that trained tokenizer."})
+    prompt_length: int = field(default=8, metadata={"help": "m, learnable vectors of the negative prompt (paper)."})
+    negative_prompt: str | None = field(
+        default=None, metadata={"help": "Start from this saved negative prompt (folder or Hub id) instead of noise."}
+    )
+    lora_rank: int = field(default=0, metadata={"help": "Rank of LoRA adapters; 0 trains the weights themselves."})
+    lora_alpha: float | None = field(default=None, metadata={"help": "LoRA scaling; twice the rank if not given."})
+    lora_towers: str = field(default="text,vision", metadata={"help": "Towers that LoRA adapts: text, vision or both."})
+
+    def __post_init__(self):
+        if self.prompt_length < 1:
+            raise InputError(f"--prompt_length must be at least 1, got {self.prompt_length}.")
+        if self.lora_rank < 0:
+            raise InputError(f"--lora_rank must be 0 (off) or positive, got {self.lora_rank}.")
+        for tower in self.adapted_towers:
+            one_of("--lora_towers", tower, TOWERS)
+
+    @property
+    def adapted_towers(self) -> tuple[str, ...]:
+        """Towers with LoRA adapters; empty when LoRA is off."""
+        return tuple(t.strip() for t in self.lora_towers.split(",")) if self.lora_rank else ()
+
+
+@dataclass
+class DataArguments:
+    """Image-text pairs to train and to evaluate on."""
+
+    train_data: str | None = field(
+        default=None,
+        metadata={"help": "CSV, parquet, WebDataset tars (glob, braces), image folder, or Hub data set."},
+    )
+    eval_data: str | None = field(default=None, metadata={"help": "Clean pairs for retrieval, in the same formats."})
+    data_format: str | None = field(
+        default=None, metadata={"help": "csv, parquet, webdataset, folder or hub; guessed from the name if not given."}
+    )
+    image_column: str = field(default="image_path", metadata={"help": "Column of the image (released code's name)."})
+    caption_column: str = field(default="text_content", metadata={"help": "Column of the caption (released code's)."})
+    delimiter: str = field(default=",", metadata={"help": "Delimiter of a CSV."})
+    image_root: str | None = field(
+        default=None, metadata={"help": "Folder that relative image paths start from; the CSV's own if not given."}
+    )
+    split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
+    eval_split: str = field(default="test", metadata={"help": "Split of a Hub data set that is evaluated on."})
+    data_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
+    streaming: bool = field(default=False, metadata={"help": "Stream a Hub data set instead of downloading it."})
+    train_limit: int | None = field(default=None, metadata={"help": "Use only the first so many training pairs."})
+    eval_limit: int | None = field(default=None, metadata={"help": "Use only the first so many evaluation pairs."})
+    noise_share: float = field(
+        default=0.0, metadata={"help": "Share of training pairs whose captions are shuffled, to study known noise."}
+    )
+    noise_seed: int = field(default=0, metadata={"help": "Seed of that shuffle."})
+    random_crop: bool = field(
+        default=True, metadata={"help": "RandomResizedCrop of the training images (released code); else centre crop."}
+    )
+    crop_scale_min: float = field(default=0.5, metadata={"help": "Least area of a random crop (released code: 0.5)."})
+    augment_negative_captions: bool = field(
+        default=False,
+        metadata={"help": "Randomly swap, delete and insert words in the captions of the negative branch (released)."},
+    )
+    max_bad_fraction: float = field(
+        default=0.05, metadata={"help": "Stop when more than this share of the records cannot be used."}
+    )
+
+    def __post_init__(self):
+        for name, value in (("noise_share", self.noise_share), ("max_bad_fraction", self.max_bad_fraction)):
+            if not 0 <= value <= 1:
+                raise InputError(f"--{name} is a share between 0 and 1, got {value}.")
+        if not 0 < self.crop_scale_min <= 1:
+            raise InputError(f"--crop_scale_min is a share of the area in (0, 1], got {self.crop_scale_min}.")
+
+
+@dataclass
+class MethodArguments:
+    """What is minimised. Defaults: paper, section 4 and 5.1, and the released code where the paper is silent."""
+
+    method: str = field(default="ncu", metadata={"help": "ncu, or clip (symmetric InfoNCE)."})
+    formulation: str = field(
+        default="released", metadata={"help": "released (the authors' code) or paper (the printed equations)."}
+    )
+    forget_ratio: float = field(default=0.1, metadata={"help": "P, share of a batch to forget (released: 0.1)."})
+    plan_weight: float = field(default=0.7, metadata={"help": "γ, weight of the transport plan in the target."})
+    entropy: float = field(default=0.03, metadata={"help": "ε, entropic regularisation of the transport."})
+    margin_low: float = field(default=-0.7, metadata={"help": "α, lower end of the separation band."})
+    margin_high: float = field(default=-0.2, metadata={"help": "β, upper end of the separation band."})
+    relation_weight: float = field(default=10.0, metadata={"help": "λ, weight of separation + relation in phase 1."})
+    frozen_text_blocks: int | None = field(
+        default=None,
+        metadata={
+            "help": "Lower text blocks frozen in phase 2: 5 (released), or 5/12 of a tower that has no more than five."
+        },
+    )
+    freeze_token_embedding: bool = field(
+        default=True, metadata={"help": "Freeze the token embedding in phase 2 (meant by the released code)."}
+    )
+
+    def __post_init__(self):
+        one_of("--formulation", self.formulation, FORMULATIONS)
+        if not 0 <= self.forget_ratio < 1:
+            raise InputError(f"--forget_ratio is a share in [0, 1), got {self.forget_ratio}.")
+        if not 0 <= self.plan_weight <= 1:
+            raise InputError(f"--plan_weight is a share between 0 and 1, got {self.plan_weight}.")
+        if not self.entropy > 0:
+            raise InputError(f"--entropy must be positive, got {self.entropy}.")
+        if not -1 <= self.margin_low <= self.margin_high <= 1:
+            raise InputError(
+                f"--margin_low and --margin_high are cosines in order, got {self.margin_low} and {self.margin_high}."
+            )
+
+    def text_blocks_to_freeze(self, text_layers: int) -> int:
+        """Number of lower text blocks that phase 2 freezes in a tower of `text_layers` blocks."""
+        if self.frozen_text_blocks is not None:
+            return self.frozen_text_blocks
+        return 5 if text_layers > 5 else 5 * text_layers // 12
+
+
+@dataclass
+class NCUTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the method's defaults; fields without a comment in the help are Trainer's own.
+
+    `num_train_epochs`, `max_steps` and `learning_rate` belong to the last phase (of `ncu`: unlearning).
+    """
+
+    output_dir: str | None = field(default=None, metadata={"help": "Where everything is written; must be new."})
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "N, pairs of a batch over all processes (paper: 2048, the default)."}
+    )
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "B = N / processes; give this or --global_batch_size."}
+    )
+    chunk_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows that a process encodes at a time; any value gives the gradient of the full batch."},
+    )
+    num_train_epochs: float = field(default=8, metadata={"help": "Epochs of the last phase (paper: 8)."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the last phase (released: 5e-5)."})
+    negative_prompt_epochs: float = field(default=2, metadata={"help": "Epochs of phase 1 (paper: 2)."})
+    negative_prompt_max_steps: int = field(default=-1, metadata={"help": "If positive, steps of phase 1 instead."})
+    negative_prompt_learning_rate: float = field(
+        default=1e-4, metadata={"help": "Learning rate of text tower and projections in phase 1 (released: 1e-4)."}
+    )
+    prompt_learning_rate: float = field(
+        default=3e-4, metadata={"help": "Learning rate of the negative prompt in phase 1 (released: 3e-4)."}
+    )
+    weight_decay: float = field(default=0.2, metadata={"help": "Weight decay (released: 0.2)."})
+    prompt_weight_decay: float = field(default=0.2, metadata={"help": "Weight decay of the prompt (released: 0.2)."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "β₂ of AdamW (released: 0.98)."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clipping of the gradient norm; 0 is off (released)."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up (released)."})
+    warmup_steps: float = field(
+        default=100, metadata={"help": "Warm-up steps of each phase (released: 100); below 1, a share of the phase."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Off: a loss that is not finite stops the run."}
+    )
+    save_steps: float = field(default=500, metadata={"help": "Steps between two checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that a phase keeps."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Off: the trainer reads whole batches."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Off: a phase freezes its parameters before the model is wrapped."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "true: go on where the run in --output_dir stopped, in whichever phase."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete what an earlier run left in --output_dir."}
+    )
+
+    def __post_init__(self):
+        self._resolve_batch()
+        super().__post_init__()
+
+    def _resolve_batch(self) -> None:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.per_device_train_batch_size is None:
+            self.global_batch_size = 2048 if self.global_batch_size is None else self.global_batch_size
+            if self.global_batch_size % processes:
+                raise InputError(
+                    f"--global_batch_size {self.global_batch_size} cannot be shared by {processes} processes; "
+                    f"use a multiple of {processes}."
+                )
+            self.per_device_train_batch_size = self.global_batch_size // processes
+        elif self.global_batch_size not in (None, self.per_device_train_batch_size * processes):
+            raise InputError(
+                f"--global_batch_size {self.global_batch_size} is not --per_device_train_batch_size "
+                f"{self.per_device_train_batch_size} times {processes} processes; give only one of them."
+            )
+        self.global_batch_size = self.per_device_train_batch_size * processes
+        if self.global_batch_size < 2:
+            raise InputError(
+                f"The batch has {self.global_batch_size} pair; a contrastive loss needs at least 2 "
+                "(--global_batch_size)."
+            )
+        if self.chunk_size is not None and not 1 <= self.chunk_size <= self.per_device_train_batch_size:
+            raise InputError(
+                f"--chunk_size {self.chunk_size} does not fit: a process has {self.per_device_train_batch_size} rows "
+                "a step; use 1 to that many, or leave it out."
+            )

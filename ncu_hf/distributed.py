@@ -1,0 +1,66 @@
+"""Collectives of a step: rows of every process, in the order of the global batch."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of processes); (0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather_sizes(rows: int, device: torch.device) -> list[int]:
+    """Number of rows that each process holds; they differ where a process had to skip a record."""
+    _, processes = world()
+    if processes == 1:
+        return [rows]
+    mine = torch.tensor([rows], device=device)
+    sizes = torch.empty(processes, dtype=mine.dtype, device=device)
+    dist.all_gather_into_tensor(sizes, mine)
+    return sizes.tolist()
+
+
+@torch.no_grad()
+def gather_rows(local: Tensor, sizes: list[int]) -> Tensor:
+    """Concatenate the rows of all processes, without gradient.
+
+    The gradient needs no collective: every process computes the loss of the whole batch, takes its gradient with
+    respect to its own rows, and the all-reduce of the parameters' gradients adds the processes up.
+
+    Args:
+        local (`Tensor`): (sizes[rank], ...).
+        sizes (`list[int]`): Rows of each process, from [`gather_sizes`].
+
+    Returns:
+        `Tensor`: (sum(sizes), ...).
+    """
+    _, processes = world()
+    if processes == 1:
+        return local
+    # Equal shapes for the collective: the rows that a process lacks are padding and are cut off again.
+    padded = local.new_zeros(max(sizes), *local.shape[1:])
+    padded[: local.shape[0]] = local
+    gathered = local.new_empty(processes * max(sizes), *local.shape[1:])
+    dist.all_gather_into_tensor(gathered, padded)
+    blocks = gathered.view(processes, max(sizes), *local.shape[1:])
+    return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
+
+
+def gather_json(value: object, device: torch.device) -> list:
+    """The JSON-able value of every process, in order of rank (as JSON: nothing is unpickled)."""
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    sizes = gather_sizes(data.shape[0], device)
+    return [json.loads(bytes(part.tolist())) for part in gather_rows(data, sizes).split(sizes)]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world()[1] > 1:
+        dist.barrier()

@@ -1,0 +1,149 @@
+"""One phase of a run: what it starts from, how long it trains, and what it leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import CLIPModel, set_seed
+
+from ncu_hf.adapters import add_adapters
+from ncu_hf.checkpoint import last_checkpoint
+from ncu_hf.cli import Arguments
+from ncu_hf.config import NCUTrainingArguments
+from ncu_hf.data import DataHealth, ImageTransform, PairCollator, PairLoader, PairSource
+from ncu_hf.distributed import world
+from ncu_hf.errors import InputError
+from ncu_hf.loading import Reference, load_clip, make_prompt
+from ncu_hf.modeling import NCUModel, load_prompt
+from ncu_hf.objectives import Objective
+from ncu_hf.parameters import freeze
+from ncu_hf.trainer import NCUTrainer
+from ncu_hf.workspace import Workspace, resuming
+
+logger = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """What all phases of a run share."""
+
+    arguments: Arguments
+    workspace: Workspace
+    source: PairSource
+    reference: Reference
+
+    def loader(self, start_batch: int = 0) -> PairLoader:
+        """Training batches of this process, from global batch `start_batch` of a phase on."""
+        data, training, processor = self.arguments.data, self.arguments.training, self.reference.processor
+        crop = (data.crop_scale_min, 1.0)
+        collator = PairCollator(
+            processor.tokenizer,
+            ImageTransform(processor.image_processor, train=data.random_crop, crop_scale=crop),
+            context_length=self.reference.clip.config.text_config.max_position_embeddings,
+            augment_negative_captions=data.augment_negative_captions,
+        )
+        rank, processes = world()
+        return PairLoader(
+            self.source,
+            collator,
+            batch_size=training.per_device_train_batch_size,
+            rank=rank,
+            world_size=processes,
+            seed=training.seed if training.data_seed is None else training.data_seed,
+            num_workers=training.dataloader_num_workers,
+            start_batch=start_batch,
+        )
+
+
+def phase_steps(objective: Objective, training: NCUTrainingArguments, batches_per_epoch: int | None) -> int:
+    """Optimizer steps of a phase.
+
+    Raises:
+        InputError: no step, or the data's length is not known and no number of steps is given.
+    """
+    schedule = objective.schedule(training)
+    if schedule.max_steps > 0:
+        return schedule.max_steps
+    if batches_per_epoch is None:
+        raise InputError(
+            "The length of streamed data is not known; say how long to train with --max_steps (and, for ncu, "
+            "--negative_prompt_max_steps)."
+        )
+    steps = int(schedule.epochs * batches_per_epoch) // training.gradient_accumulation_steps
+    if steps < 1:
+        raise InputError(
+            f"Phase {objective.phase} would have no step: {schedule.epochs} epochs of {batches_per_epoch} batches, "
+            f"{training.gradient_accumulation_steps} a step."
+        )
+    return steps
+
+
+def check_phase(run: Run, objective: Objective) -> None:
+    """Find before anything is trained what would stop a phase: wrong sizes, or data that is too short."""
+    phase_steps(objective, run.arguments.training, run.loader().batches_per_epoch)
+    freeze(
+        _model(run, objective, copy.deepcopy(run.reference.clip), None), objective, run.arguments.model.adapted_towers
+    )
+
+
+def run_phase(run: Run, objective: Objective, previous: Path | None) -> Path:
+    """Train one phase, go on with it, or skip it where it is complete.
+
+    Args:
+        run (`Run`): Settings, data and reference.
+        objective (`Objective`): The phase.
+        previous (`Path`, *optional*): Outcome of the phase before; the first phase starts from the reference.
+
+    Returns:
+        `Path`: the folder of the outcome, see [`NCUTrainer.save_outcome`].
+    """
+    arguments, final = run.arguments, run.workspace.final(objective.phase)
+    if final.is_dir():
+        logger.info("Phase %s is complete.", objective.phase)
+        return final
+    set_seed(arguments.training.seed)
+    clip = load_clip(run.reference.source, run.reference.revision) if previous is None else load_clip(previous)
+    folder = run.workspace.phase(objective.phase)
+    trainer = NCUTrainer(
+        _model(run, objective, clip, previous),
+        _phase_arguments(run, objective, folder),
+        objective,
+        run.loader,
+        run.reference.processor,
+        DataHealth(arguments.data.max_bad_fraction, run.source.problems),
+        arguments.model.adapted_towers,
+    )
+    checkpoint = last_checkpoint(folder) if resuming(arguments.training) else None
+    logger.info(
+        "Phase %s: %d steps%s.", objective.phase, trainer.args.max_steps, f", from {checkpoint}" * bool(checkpoint)
+    )
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_outcome(final)
+    return final
+
+
+def _model(run: Run, objective: Objective, clip: CLIPModel, previous: Path | None) -> NCUModel:
+    prompt, settings = None, run.arguments.model
+    if objective.needs_negative_text:
+        prompt = make_prompt(settings, clip) if previous is None else load_prompt(previous)
+    if settings.adapted_towers:
+        add_adapters(clip, settings.adapted_towers, settings.lora_rank, settings.lora_alpha)
+    return NCUModel(clip, prompt)
+
+
+def _phase_arguments(run: Run, objective: Objective, folder: Path) -> NCUTrainingArguments:
+    """The trainer's arguments for one phase. The result goes to the Hub when all phases are done."""
+    arguments = copy.copy(run.arguments.training)
+    arguments.output_dir = str(folder)
+    arguments.push_to_hub = False
+    arguments.max_steps = phase_steps(objective, arguments, run.loader().batches_per_epoch)
+    arguments.learning_rate = objective.schedule(run.arguments.training).learning_rate
+    if arguments.get_warmup_steps(arguments.max_steps) >= arguments.max_steps:
+        logger.warning(
+            "Phase %s has %d steps, all of them warm-up; lower --warmup_steps (below 1 it is a share of the phase).",
+            objective.phase,
+            arguments.max_steps,
+        )
+    return arguments

@@ -1,0 +1,103 @@
+"""One training step in two stages, so that chunks and processes give the gradient of one batch on one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ncu_hf.distributed import gather_rows, gather_sizes, world
+from ncu_hf.modeling import Embeddings
+
+Encode = Callable[[dict[str, Tensor]], tuple[Embeddings, Tensor]]
+ObjectiveFunction = Callable[[Tensor, Tensor, Tensor | None, Tensor], dict[str, Tensor]]
+
+
+def total_loss(losses: dict[str, Tensor]) -> Tensor:
+    """Sum of the entries whose key ends in `_loss`."""
+    return sum(value for key, value in losses.items() if key.endswith("_loss"))
+
+
+def split_rows(batch: dict[str, Tensor], chunk_size: int | None) -> list[dict[str, Tensor]]:
+    """Cut the tensors of a batch (B, ...) into chunks of at most `chunk_size` rows (all of them if `None`)."""
+    rows = len(next(iter(batch.values())))
+    size = chunk_size or rows
+    return [{key: value[i : i + size] for key, value in batch.items()} for i in range(0, rows, size)]
+
+
+def two_stage_backward(
+    encode: Encode,
+    chunks: Sequence[dict[str, Tensor]],
+    objective: ObjectiveFunction,
+    *,
+    backward: Callable[[Tensor], None],
+    check: Callable[[Tensor], None],
+    no_sync: Callable[[], AbstractContextManager] = nullcontext,
+    rows: int | None = None,
+) -> dict[str, Tensor]:
+    """Accumulate in the parameters the gradient of the loss of the global batch.
+
+    1. Encode the chunks without graph, gather the embeddings of all processes, compute the objective on the global
+       batch and its gradient with respect to this process's rows and to log s.
+    2. Encode each chunk again, with graph, and drive its rows' gradient back through the towers. (A single chunk is
+       encoded once, with graph.)
+
+    Memory for activations is that of one chunk (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
+    Memory Limited Setup", arXiv:2101.06983). `DistributedDataParallel` averages over processes where the gradient of
+    the global batch is the sum, hence the factor W on the rows' part; log s has the same, whole gradient everywhere.
+
+    Args:
+        encode (`Encode`): The (wrapped) model's forward: chunk -> (`Embeddings`, `logit_scale`). Deterministic.
+        chunks (`Sequence[dict[str, Tensor]]`): This process's rows.
+        objective: Embeddings and log s -> losses and statistics.
+        backward: Runs a scalar's backward pass (a gradient scaler may hide behind it).
+        check: Called with the loss before any gradient is accumulated; raises to refuse the step.
+        no_sync: Context in which a backward pass does not synchronise; used for all chunks but the last.
+        rows (`int`, *optional*): Number of leading rows that count, all by default; 0 lets a process without a usable
+            record take part in the collectives.
+
+    Returns:
+        `dict[str, Tensor]`: what `objective` returned, detached.
+    """
+    single = len(chunks) == 1
+    with torch.set_grad_enabled(single):
+        encoded = [encode(chunk) for chunk in chunks]
+    branches = zip(*(embeddings for embeddings, _ in encoded), strict=True)
+    local = [None if parts[0] is None else torch.cat(parts).detach()[:rows] for parts in branches]
+    outputs, gradients, scale_gradient = _objective_gradients(objective, local, encoded[-1][1].detach(), check)
+
+    _, processes = world()
+    start = 0
+    for position, chunk in enumerate(chunks):
+        last = position == len(chunks) - 1
+        with nullcontext() if last else no_sync():
+            embeddings, log_scale = encoded[0] if single else encode(chunk)
+            surrogate = log_scale * scale_gradient if last else log_scale * 0
+            for embeds, gradient in zip(embeddings, gradients, strict=True):
+                if embeds is not None:
+                    own = gradient[start : start + len(embeds)]
+                    surrogate = surrogate + processes * (embeds[: len(own)] * own).sum()
+            backward(surrogate)
+        start += len(embeddings.image)
+    return outputs
+
+
+def _objective_gradients(
+    objective: ObjectiveFunction, local: list[Tensor | None], log_scale: Tensor, check: Callable[[Tensor], None]
+) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
+    """Objective on the global batch; gradients with respect to this process's rows, and to log s."""
+    rank, _ = world()
+    sizes = gather_sizes(len(local[0]), local[0].device)
+    leaves = [None if rows is None else gather_rows(rows, sizes).requires_grad_() for rows in local]
+    log_scale = log_scale.clone().requires_grad_()
+    with torch.enable_grad():
+        outputs = objective(*leaves, log_scale)
+        loss = total_loss(outputs)
+    check(loss.detach())
+    wanted = [leaf for leaf in leaves if leaf is not None] + [log_scale]
+    found = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+    mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    gradients = [None if leaf is None else next(found)[mine] for leaf in leaves]
+    return {key: value.detach() for key, value in outputs.items()}, gradients, next(found)

@@ -1,0 +1,238 @@
+"""The trainer of every method and phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPProcessor, Trainer, TrainerCallback, TrainerState
+
+from ncu_hf.adapters import has_adapters, load_adapters, plain_name, save_adapters
+from ncu_hf.callbacks import ClampLogScale, CountEpochs
+from ncu_hf.checkpoint import (
+    last_checkpoint,
+    load_optimizer,
+    read_json,
+    rotate_checkpoints,
+    save_optimizer,
+    write_atomically,
+    write_json,
+)
+from ncu_hf.config import NCUTrainingArguments
+from ncu_hf.data import DataHealth, PairLoader, normalize
+from ncu_hf.distributed import barrier, gather_json
+from ncu_hf.errors import InputError, TrainingStopped
+from ncu_hf.modeling import NCUModel, load_prompt
+from ncu_hf.objectives import Objective
+from ncu_hf.parameters import freeze, parameter_groups
+from ncu_hf.step import split_rows, total_loss, two_stage_backward
+from ncu_hf.step_metrics import RunningMeans
+
+MODEL_INPUTS = ("pixel_values", "input_ids", "negative_input_ids")
+
+
+class NCUTrainer(Trainer):
+    """`Trainer` for one phase: a two-stage step on embeddings, exact over chunks and processes.
+
+    It differs from `Trainer` where the method needs it: batches come from a [`PairLoader`] that is already sharded and
+    can start at any step; checkpoints are whole or absent, hold a plain `CLIPModel` and no pickle; a loss that is not
+    finite stops the run before it touches a weight.
+
+    Args:
+        model (`NCUModel`): Float32 (or float64) weights; use `bf16`/`fp16` of the arguments for autocast.
+        args (`NCUTrainingArguments`): `max_steps`, `learning_rate` and `output_dir` are those of this phase.
+        objective (`Objective`): Losses of this phase, and which parameters train.
+        make_loader (`Callable[[int], PairLoader]`): Builds the loader that starts at the given batch of the phase.
+        processor (`CLIPProcessor`): Saved with every checkpoint; its mean and deviation normalise the images.
+        health (`DataHealth`): Counts the records that could not be used.
+        adapted_towers (`tuple[str, ...]`): Towers with LoRA adapters, whose own weights stay as they are.
+        callbacks (`list[TrainerCallback]`, *optional*): As in `Trainer`.
+    """
+
+    def __init__(
+        self,
+        model: NCUModel,
+        args: NCUTrainingArguments,
+        objective: Objective,
+        make_loader: Callable[[int], PairLoader],
+        processor: CLIPProcessor,
+        health: DataHealth,
+        adapted_towers: tuple[str, ...] = (),
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        freeze(model, objective, adapted_towers)
+        self.objective = objective
+        self.make_loader = make_loader
+        self.health = health
+        self._start_step = 0
+        self._metrics = RunningMeans()
+        own = [ClampLogScale(), CountEpochs(make_loader(0).batches_per_epoch)]
+        super().__init__(model=model, args=args, processing_class=processor, callbacks=own + (callbacks or []))
+        if self.args.n_gpu > 1:
+            raise InputError(
+                f"{self.args.n_gpu} GPUs and one process; start one a GPU: accelerate launch --num_processes "
+                f"{self.args.n_gpu}, or choose one with CUDA_VISIBLE_DEVICES=0."
+            )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW (or `--optim`) over [`parameter_groups`]."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(parameter_groups(model, self.args), **options)
+        return self.optimizer
+
+    def get_train_dataloader(self) -> PairLoader:
+        """The phase's loader, started after the batches that the resumed checkpoint has seen."""
+        return self.make_loader(self._start_step * self.args.gradient_accumulation_steps)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> None:
+        """Train the phase, from the start or from one of its checkpoints."""
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            if state.global_step >= self.args.max_steps:
+                self.state = state
+                self._load_from_checkpoint(resume_from_checkpoint)
+                return
+            self._start_step = state.global_step
+            # The loader starts at the right batch by itself; Trainer would decode the earlier ones to skip them.
+            self.args.ignore_data_skip = True
+        super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Accumulate the gradient of one global batch; returns its loss."""
+        model.train()
+        self.health.update(inputs)
+        self.health.check()
+        tensors = {key: inputs[key] for key in MODEL_INPUTS if key in inputs}
+        rows = len(tensors["input_ids"])
+        if rows == 0:
+            tensors = {key: value.new_zeros(1, *value.shape[1:]) for key, value in tensors.items()}
+        outputs = two_stage_backward(
+            partial(self._encode, model),
+            split_rows(tensors, self.args.chunk_size),
+            self.objective,
+            backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+            check=partial(self._check_loss, inputs["keys"]),
+            no_sync=partial(self.accelerator.no_sync, model),
+            rows=rows,
+        )
+        loss = total_loss(outputs)
+        self._metrics.add(outputs, samples=rows * self.args.world_size, wait=self._loader_wait())
+        return loss / self.current_gradient_accumulation_steps
+
+    def _encode(self, model: nn.Module, chunk: dict[str, Tensor]) -> Any:
+        chunk = {key: value.to(self.args.device, non_blocking=True) for key, value in chunk.items()}
+        images = self.processing_class.image_processor
+        negative = chunk.get("negative_input_ids", chunk["input_ids"]) if self.objective.needs_negative_text else None
+        pixel_values = normalize(chunk["pixel_values"], images.image_mean, images.image_std, images.rescale_factor)
+        return model(pixel_values.to(self.model.clip.dtype), chunk["input_ids"], negative)
+
+    def _loader_wait(self) -> float:
+        return self.callback_handler.train_dataloader.last_wait_seconds
+
+    def _check_loss(self, keys: list[str], loss: Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        keys = [key for part in gather_json(keys, self.args.device) for key in part]
+        folder = Path(self.args.output_dir)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "non_finite_batch.json", {"step": self.state.global_step + 1, "keys": keys})
+        checkpoint = last_checkpoint(folder)
+        raise TrainingStopped(
+            f"the loss is {loss.item()} at step {self.state.global_step + 1} of phase {self.objective.phase}; "
+            f"no weight was changed by it. Keys of the batch: {', '.join(keys[:4])}, ... (all {len(keys)} in "
+            f"{folder / 'non_finite_batch.json'}). Last checkpoint: {checkpoint or 'none yet'}."
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of the objective's outputs since the last line, log s, samples/s and the wait for data."""
+        if "loss" in logs:
+            logs = {**logs, **self._metrics.drain(), "logit_scale": self.model.clip.logit_scale.item()}
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = output_dir or self.args.output_dir
+        if self.args.should_save:
+            self.model.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        counts = gather_json(self.health.state_dict(), self.args.device)
+        if self.args.should_save:
+            write_atomically(folder / f"checkpoint-{self.state.global_step}", partial(self._write_state, counts))
+            rotate_checkpoints(folder, self.args.save_total_limit)
+        barrier()
+
+    def _write_state(self, counts: list[dict], folder: Path) -> None:
+        self._save(str(folder))
+        save_adapters(self.model.clip, folder)
+        save_optimizer(self.optimizer.optimizer, folder)
+        write_json(folder / "scheduler.json", self.lr_scheduler.state_dict())
+        if self.accelerator.scaler is not None:
+            write_json(folder / "scaler.json", self.accelerator.scaler.state_dict())
+        write_json(folder / "data_health.json", self._total_health(counts).state_dict())
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _total_health(self, counts: list[dict]) -> DataHealth:
+        total = DataHealth(self.health.max_bad_fraction)
+        total.merge(counts)
+        return total
+
+    def save_outcome(self, folder: Path) -> None:
+        """Write what the phase leaves: model, processor, prompt, and the record of its training (`phase.json`)."""
+        health = self._total_health(gather_json(self.health.state_dict(), self.args.device))
+        health.check(final=True)
+        record = {
+            "name": self.objective.phase,
+            "steps": self.state.global_step,
+            "epochs": self.state.epoch,
+            "seconds": sum(line.get("train_runtime", 0.0) for line in self.state.log_history),
+            "data_health": health.state_dict(),
+            "log_history": self.state.log_history,
+        }
+
+        def write(path: Path) -> None:
+            self._save(str(path))
+            write_json(path / "phase.json", record)
+
+        if self.args.should_save:
+            write_atomically(folder, write)
+        barrier()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        clip = self.model.clip
+        saved = CLIPModel.from_pretrained(resume_from_checkpoint, use_safetensors=True, dtype=clip.dtype).state_dict()
+        with torch.no_grad():
+            for name, parameter in clip.named_parameters():
+                # Weights under an adapter are those that the phase started from.
+                if name == plain_name(name):
+                    parameter.copy_(saved[name])
+        if self.model.negative_prompt is not None:
+            prompt = load_prompt(resume_from_checkpoint, dtype=clip.dtype)
+            self.model.negative_prompt.load_state_dict(prompt.state_dict())
+        if has_adapters(clip):
+            load_adapters(clip, resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            folder = Path(checkpoint)
+            load_optimizer(self.optimizer.optimizer, folder)
+            self.lr_scheduler.load_state_dict(read_json(folder / "scheduler.json"))
+            if self.args.should_save:
+                self.health.load_state_dict(read_json(folder / "data_health.json"))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(read_json(Path(checkpoint) / "scaler.json"))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing to load: randomness lives in the data, keyed by seed, epoch and position."""

@@ -1,0 +1,22 @@
+"""NCU on CC3M (2.9 M pairs, `pixparse/cc3m-wds` on the Hub), with the paper's settings.
+
+    accelerate launch --config_file accelerate_config.yaml recipes/ncu_cc3m.py --model <CLIP trained on CC3M>
+
+The paper (section 5.1) and the released code: global batch 2048, 2 epochs of phase 1 and 8 of phase 2, learning rates
+1e-4 (towers) and 3e-4 (prompt), then 5e-5, forget_ratio 0.1, plan_weight 0.7, weight decay 0.2, 100 warm-up steps,
+cosine. These are the defaults of every recipe; only the data set is named here.
+"""
+
+from ncu_hf.recipe import main
+
+DEFAULTS = {
+    "train_data": "pixparse/cc3m-wds",
+    "image_column": "jpg",
+    "caption_column": "txt",
+    "bf16": True,
+    "dataloader_num_workers": 8,
+    "output_dir": "outputs/ncu_cc3m",
+}
+
+if __name__ == "__main__":
+    main(DEFAULTS, description=__doc__)
