@@ -1,0 +1,68 @@
+"""Which files a specification names, and a fingerprint of their content."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from ncu_hf.errors import InputError
+
+# Brace pattern of WebDataset: shards-{0000..0131}.tar
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MAX_BRACE_FILES = 1_000_000
+# A file's fingerprint covers its size and this much of its head and of its tail: large sets open in seconds.
+_SAMPLE_BYTES = 2**20
+
+
+def expand(spec: str) -> list[Path]:
+    """Existing paths that a path, a glob or a brace pattern stands for, sorted by name; empty if there is none.
+
+    Raises:
+        InputError: a brace pattern names a file that does not exist (a set with a hole is a mistake).
+    """
+    spec = os.path.expanduser(spec)
+    if os.path.exists(spec):
+        return [Path(spec)]
+    patterns = _expand_braces(spec)
+    if len(patterns) == 1 and patterns[0] == spec:
+        return [Path(path) for path in sorted(glob.glob(spec, recursive=True))]
+    paths: list[Path] = []
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern))
+        if not found:
+            raise InputError(f"{spec}: {pattern} does not exist. Correct the range in braces.")
+        paths += [Path(path) for path in found]
+    return paths
+
+
+def _expand_braces(spec: str) -> list[str]:
+    match = _BRACES.search(spec)
+    if match is None:
+        return [spec]
+    first, last = match.group(1), match.group(2)
+    if not 0 <= int(last) - int(first) < _MAX_BRACE_FILES:
+        raise InputError(f"{spec}: the range in braces must go up, by fewer than {_MAX_BRACE_FILES} files.")
+    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    head, tail = spec[: match.start()], spec[match.end() :]
+    return [rest for number in numbers for rest in _expand_braces(f"{head}{number}{tail}")]
+
+
+def fingerprint_files(paths: list[Path]) -> str:
+    """Hash of names, sizes, heads and tails of files, the same on every machine and at every path."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode("utf-8", "surrogateescape"))
+        with open(path, "rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_text(*parts: str) -> str:
+    """Hash of a sequence of strings."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -1,0 +1,61 @@
+"""Gradient of the first step of every phase of a method, as the trainer hands it to the optimizer.
+
+    gradients.py OUTPUT_FOLDER CHUNK_SIZE[,CHUNK_SIZE...] [flags of a recipe ...]
+
+Writes OUTPUT_FOLDER/<phase>.<dtype>.<chunk size>.safetensors (rank 0): the gradient of every parameter that trains.
+"""
+
+import copy
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from ncu_hf.cli import parse_arguments
+from ncu_hf.data import DataHealth, open_pairs
+from ncu_hf.loading import load_reference
+from ncu_hf.objectives import build_objectives
+from ncu_hf.phases import Run, build_model, phase_arguments
+from ncu_hf.trainer import NCUTrainer
+from ncu_hf.workspace import Workspace
+
+
+class Capture(TrainerCallback):
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+        if args.process_index == 0:
+            save_file(gradients, self.path)
+
+
+output, chunk_sizes = Path(sys.argv[1]), sys.argv[2].split(",")
+arguments, _ = parse_arguments(sys.argv[3:])
+arguments.training.disable_tqdm = True
+arguments.training.device  # noqa: B018 (starts the process group)
+data = arguments.data
+source = open_pairs(data.train_data, image_column=data.image_column, caption_column=data.caption_column)
+reference = load_reference(arguments.model, [], 0, Path("unused"))
+run = Run(arguments, Workspace(output / "work"), source, reference)
+for objective, dtype, chunk_size in itertools.product(
+    build_objectives(arguments.method), ("float32", "float64"), chunk_sizes
+):
+    torch.manual_seed(0)
+    model = build_model(run, objective, copy.deepcopy(reference.clip), None).to(getattr(torch, dtype))
+    settings = phase_arguments(run, objective, output / "work" / objective.phase)
+    settings.max_steps, settings.save_strategy, settings.chunk_size = 1, "no", int(chunk_size) or None
+    trainer = NCUTrainer(
+        model,
+        settings,
+        objective,
+        run.loader,
+        reference.processor,
+        DataHealth(),
+        arguments.model.adapted_towers,
+        callbacks=[Capture(output / f"{objective.phase}.{dtype}.{chunk_size}.safetensors")],
+    )
+    trainer.train()
