@@ -83,9 +83,8 @@ def phase_steps(objective: Objective, training: NCUTrainingArguments, batches_pe
 def check_phase(run: Run, objective: Objective) -> None:
     """Find before anything is trained what would stop a phase: wrong sizes, or data that is too short."""
     phase_steps(objective, run.arguments.training, run.loader().batches_per_epoch)
-    freeze(
-        _model(run, objective, copy.deepcopy(run.reference.clip), None), objective, run.arguments.model.adapted_towers
-    )
+    model = build_model(run, objective, copy.deepcopy(run.reference.clip), None)
+    freeze(model, objective, run.arguments.model.adapted_towers)
 
 
 def run_phase(run: Run, objective: Objective, previous: Path | None) -> Path:
@@ -107,8 +106,8 @@ def run_phase(run: Run, objective: Objective, previous: Path | None) -> Path:
     clip = load_clip(run.reference.source, run.reference.revision) if previous is None else load_clip(previous)
     folder = run.workspace.phase(objective.phase)
     trainer = NCUTrainer(
-        _model(run, objective, clip, previous),
-        _phase_arguments(run, objective, folder),
+        build_model(run, objective, clip, previous),
+        phase_arguments(run, objective, folder),
         objective,
         run.loader,
         run.reference.processor,
@@ -124,7 +123,8 @@ def run_phase(run: Run, objective: Objective, previous: Path | None) -> Path:
     return final
 
 
-def _model(run: Run, objective: Objective, clip: CLIPModel, previous: Path | None) -> NCUModel:
+def build_model(run: Run, objective: Objective, clip: CLIPModel, previous: Path | None) -> NCUModel:
+    """`clip` with the prompt and the adapters that a phase needs; the prompt of the phase before, if there was one."""
     prompt, settings = None, run.arguments.model
     if objective.needs_negative_text:
         prompt = make_prompt(settings, clip) if previous is None else load_prompt(previous)
@@ -133,7 +133,7 @@ def _model(run: Run, objective: Objective, clip: CLIPModel, previous: Path | Non
     return NCUModel(clip, prompt)
 
 
-def _phase_arguments(run: Run, objective: Objective, folder: Path) -> NCUTrainingArguments:
+def phase_arguments(run: Run, objective: Objective, folder: Path) -> NCUTrainingArguments:
     """The trainer's arguments for one phase. The result goes to the Hub when all phases are done."""
     arguments = copy.copy(run.arguments.training)
     arguments.output_dir = str(folder)

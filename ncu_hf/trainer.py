@@ -23,7 +23,7 @@ from ncu_hf.checkpoint import (
     write_json,
 )
 from ncu_hf.config import NCUTrainingArguments
-from ncu_hf.data import DataHealth, PairLoader, normalize
+from ncu_hf.data import DataHealth, ImageTransform, PairLoader, normalize
 from ncu_hf.distributed import barrier, gather_json
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.modeling import NCUModel, load_prompt
@@ -70,6 +70,8 @@ class NCUTrainer(Trainer):
         self.health = health
         self._start_step = 0
         self._metrics = RunningMeans()
+        images = ImageTransform(processor.image_processor, train=False)
+        self._normalization = images.mean, images.std, images.rescale
         own = [ClampLogScale(), CountEpochs(make_loader(0).batches_per_epoch)]
         super().__init__(model=model, args=args, processing_class=processor, callbacks=own + (callbacks or []))
         if self.args.n_gpu > 1:
@@ -107,7 +109,6 @@ class NCUTrainer(Trainer):
         """Accumulate the gradient of one global batch; returns its loss."""
         model.train()
         self.health.update(inputs)
-        self.health.check()
         tensors = {key: inputs[key] for key in MODEL_INPUTS if key in inputs}
         rows = len(tensors["input_ids"])
         if rows == 0:
@@ -127,9 +128,8 @@ class NCUTrainer(Trainer):
 
     def _encode(self, model: nn.Module, chunk: dict[str, Tensor]) -> Any:
         chunk = {key: value.to(self.args.device, non_blocking=True) for key, value in chunk.items()}
-        images = self.processing_class.image_processor
         negative = chunk.get("negative_input_ids", chunk["input_ids"]) if self.objective.needs_negative_text else None
-        pixel_values = normalize(chunk["pixel_values"], images.image_mean, images.image_std, images.rescale_factor)
+        pixel_values = normalize(chunk["pixel_values"], *self._normalization)
         return model(pixel_values.to(self.model.clip.dtype), chunk["input_ids"], negative)
 
     def _loader_wait(self) -> float:
@@ -151,8 +151,12 @@ class NCUTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of the objective's outputs since the last line, log s, samples/s and the wait for data."""
+        """Add the means of the objective's outputs since the last line, log s, samples/s and the wait for data.
+
+        Also the place where all processes together look at the share of bad records.
+        """
         if "loss" in logs:
+            self._total_health().check()
             logs = {**logs, **self._metrics.drain(), "logit_scale": self.model.clip.logit_scale.item()}
         super().log(logs, start_time)
 
@@ -166,30 +170,31 @@ class NCUTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir)
-        counts = gather_json(self.health.state_dict(), self.args.device)
+        health = self._total_health()
         if self.args.should_save:
-            write_atomically(folder / f"checkpoint-{self.state.global_step}", partial(self._write_state, counts))
+            write_atomically(folder / f"checkpoint-{self.state.global_step}", partial(self._write_state, health))
             rotate_checkpoints(folder, self.args.save_total_limit)
         barrier()
 
-    def _write_state(self, counts: list[dict], folder: Path) -> None:
+    def _write_state(self, health: DataHealth, folder: Path) -> None:
         self._save(str(folder))
         save_adapters(self.model.clip, folder)
         save_optimizer(self.optimizer.optimizer, folder)
         write_json(folder / "scheduler.json", self.lr_scheduler.state_dict())
         if self.accelerator.scaler is not None:
             write_json(folder / "scaler.json", self.accelerator.scaler.state_dict())
-        write_json(folder / "data_health.json", self._total_health(counts).state_dict())
+        write_json(folder / "data_health.json", health.state_dict())
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
-    def _total_health(self, counts: list[dict]) -> DataHealth:
+    def _total_health(self) -> DataHealth:
+        """Counts of all processes; a collective."""
         total = DataHealth(self.health.max_bad_fraction)
-        total.merge(counts)
+        total.merge(gather_json(self.health.state_dict(), self.args.device))
         return total
 
     def save_outcome(self, folder: Path) -> None:
         """Write what the phase leaves: model, processor, prompt, and the record of its training (`phase.json`)."""
-        health = self._total_health(gather_json(self.health.state_dict(), self.args.device))
+        health = self._total_health()
         health.check(final=True)
         record = {
             "name": self.objective.phase,
