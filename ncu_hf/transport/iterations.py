@@ -1,0 +1,204 @@
+"""The two ways to the plan: plain Sinkhorn with the released stop rule, and Newton's method on the dual."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ncu_hf.transport.kernel import ScaledKernel
+
+_DEVICE_BLOCK = 10  # iterations between two looks at a flag that lives on an accelerator
+_WARM_UP = 2  # plain iterations before Newton steps and after a damped one
+_MAX_CONJUGATE_STEPS = 100
+_ACCURACY = 0.3  # of a Newton direction, at most; the root of the error where that is less
+_LARGEST_STEP = 2.0  # of log u in one Newton step
+_SHIFT = 64  # rounding errors of a row sum that the Hessian is shifted by
+_PATIENCE = 30  # Newton steps without a gain of 10 % before giving up
+_LEVEL_TOLERANCE = 1e-3  # marginal error at which annealing goes on to the next, smaller entropy
+_DIRECT_RANGE = 64.0  # (max C - min C) / ε up to which no annealing is needed
+
+
+def _until_flagged(step: Callable[[], Tensor], limit: int, device: torch.device) -> None:
+    """Call `step` until the flag it returns is set, at most `limit` times.
+
+    An accelerator is asked for the flag once a block of calls, since each look waits for the device; `step` must
+    change nothing once its flag is set, so that the result does not depend on the size of the block.
+    """
+    block = 1 if device.type == "cpu" else _DEVICE_BLOCK
+    for start in range(0, limit, block):
+        for _ in range(min(block, limit - start)):
+            flag = step()
+        if flag.item():
+            return
+
+
+class _PlainIteration:
+    """One Sinkhorn iteration, u then v, that stands still once it has stopped or the kernel must absorb."""
+
+    def __init__(self, kernel: ScaledKernel, tolerance: float):
+        self.kernel, self.tolerance = kernel, tolerance
+        self.count = torch.zeros((), dtype=torch.int64, device=kernel.a.device)
+        self.stopped = torch.zeros((), dtype=torch.bool, device=kernel.a.device)
+        self.halted = self.stopped
+
+    def __call__(self) -> Tensor:
+        kernel, held = self.kernel, self.halted
+        u = kernel.fit_rows(kernel.v)
+        v = kernel.fit_columns(u)
+        # The logarithm of the ratio keeps its precision where a difference of logarithms would lose it.
+        moved = kernel.entropy * (u / kernel.u).log_().abs_().sum()
+        self.count += ~held
+        self.stopped = torch.where(held, self.stopped, moved < self.tolerance)
+        self.halted = held | self.stopped | kernel.over_limit(u, v)
+        kernel.u, kernel.v = torch.where(held, kernel.u, u), torch.where(held, kernel.v, v)
+        return self.halted
+
+
+def plain(kernel: ScaledKernel, tolerance: float, max_iterations: int) -> tuple[int, bool]:
+    """Sinkhorn iterations (Cuturi 2013, arXiv:1306.0895) until sum |Δu| < `tolerance`, u in units of cost.
+
+    Returns:
+        `tuple[int, bool]`: iterations done, and whether the rule stopped them.
+    """
+    step = _PlainIteration(kernel, tolerance)
+    done = 0
+    while done < max_iterations:
+        _until_flagged(step, max_iterations - done, kernel.a.device)
+        done = int(step.count)
+        if step.stopped or done == max_iterations:
+            break
+        kernel.absorb()
+        step.halted = step.stopped
+    return done, bool(step.stopped)
+
+
+def start_from_zero_potentials(kernel: ScaledKernel) -> None:
+    """Set the scalings such that both potentials are 0, the start of the released code.
+
+    Far potentials leave the range of the scalings. Clamping them is harmless: the closest columns of each row have
+    g = 0 and decide its sum, and a row with so large an f moves far more than any tolerance.
+    """
+    log_limit = -kernel.log_floor
+    f = torch.nn.functional.pad(kernel.f, (0, kernel.padding))
+    kernel.u = (-f / kernel.entropy).clamp_(-log_limit, log_limit).exp_()
+    kernel.v = (-kernel.g / kernel.entropy).exp_()
+
+
+def annealing_levels(spread: float, entropy: float) -> list[float]:
+    """Entropies to pass through, halved each time, largest first; the last is `entropy` itself."""
+    halvings = max(0, math.ceil(math.log2(spread / (_DIRECT_RANGE * entropy)))) if spread > 0 else 0
+    return [entropy * 2.0**power for power in range(halvings, -1, -1)]
+
+
+def converge(kernel: ScaledKernel, levels: list[float], tolerance: float, max_iterations: int) -> int:
+    """Newton's method at each entropy of `levels` in turn, from the potentials of the one before.
+
+    Returns:
+        `int`: the work done in pairs of kernel products, so that it compares with plain iterations.
+    """
+    for smaller in levels[1:]:
+        goal = max(tolerance, _LEVEL_TOLERANCE)
+        _newton(kernel, goal, max_iterations - kernel.products // 2)
+        kernel.absorb(entropy=smaller)
+    _newton(kernel, tolerance, max_iterations - kernel.products // 2)
+    return -(-kernel.products // 2)
+
+
+def _newton(kernel: ScaledKernel, tolerance: float, max_iterations: int) -> None:
+    """Bring the row error under `tolerance` by Newton's method on the dual, columns being fitted exactly throughout.
+
+    With v eliminated, the dual is a convex function of x = log u with gradient P1 - a and Hessian
+    diag(P1) - P diag(1/b) Pᵀ, P = diag(u) K diag(v). Each Newton system is solved roughly by conjugate gradients,
+    preconditioned by the *exact* diagonal: a batch of well matched pairs gives a plan near a permutation, where the
+    Hessian's off-diagonal part is small beside that diagonal while plain iterations, which divide by P1 instead,
+    need thousands of steps. Ends early, at whatever error it reached, when `max_iterations` (in pairs of kernel
+    products, the cost of a plain iteration) are used up or nothing improves any more.
+    """
+    budget = kernel.products + 2 * max_iterations
+    best, stale = math.inf, 0
+    _plain_steps(kernel, _WARM_UP)
+    residual, row_sums = _residual(kernel, kernel.u, kernel.v)
+    while kernel.products < budget:
+        if kernel.over_limit(kernel.u, kernel.v):
+            kernel.absorb()
+            residual, row_sums = _residual(kernel, kernel.u, kernel.v)
+        error = float(residual.abs().sum())
+        stale = 0 if error < 0.9 * best else stale + 1
+        best = min(best, error)
+        if error <= tolerance or stale > _PATIENCE:
+            return
+        limit = min(_MAX_CONJUGATE_STEPS, max(1, (budget - kernel.products) // 2))
+        direction = _newton_direction(kernel, residual, row_sums, min(_ACCURACY, math.sqrt(error)), tolerance, limit)
+        residual, row_sums = _search(kernel, residual, direction)
+
+
+def _plain_steps(kernel: ScaledKernel, count: int) -> None:
+    for _ in range(count):
+        kernel.u = kernel.fit_rows(kernel.v)
+        kernel.v = kernel.fit_columns(kernel.u)
+
+
+def _residual(kernel: ScaledKernel, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    row_sums = u * (kernel.row_products(v) + kernel.idle_rows)
+    return row_sums - kernel.a, row_sums
+
+
+def _newton_direction(
+    kernel: ScaledKernel, residual: Tensor, row_sums: Tensor, accuracy: float, tolerance: float, limit: int
+) -> Tensor:
+    """Preconditioned conjugate gradients on the Newton system, until the residual's L1 norm fell to `accuracy`."""
+    u, weights = kernel.u, kernel.v.square() / kernel.b
+    # `row_sums * search` and what is subtracted from it cancel for a row that is nearly tied to one column; the shift
+    # keeps the rounding of that difference from making the curvature negative.
+    row_sums = row_sums * (1 + _SHIFT * torch.finfo(u.dtype).eps)
+    diagonal = kernel.schur_diagonal(u, kernel.v) + row_sums * (_SHIFT * torch.finfo(u.dtype).eps)
+    norm = residual.abs().sum()
+    goal = torch.maximum(accuracy * norm, torch.clamp(0.5 * norm, max=tolerance))
+    solution, rest = torch.zeros_like(residual), -residual
+    search = rest / diagonal
+    power = rest @ search
+    done = torch.zeros((), dtype=torch.bool, device=u.device)
+
+    def step() -> Tensor:
+        nonlocal search, power, done
+        image = row_sums * search - u * kernel.row_products(weights * kernel.column_products(u * search))
+        curvature = search @ image
+        # A curvature lost in rounding ends the solve: the steps so far are a descent direction already.
+        done = done | (curvature <= 0)
+        length = torch.where(done, 0.0, power / curvature)
+        solution.add_(search * length)
+        rest.sub_(image * length)
+        scaled = rest / diagonal
+        new_power = rest @ scaled
+        done = done | (rest.abs().sum() < goal) | (new_power <= 0)
+        search = torch.where(done, search, scaled + search * (new_power / power))
+        power = torch.where(done, power, new_power)
+        return done
+
+    _until_flagged(step, limit, u.device)
+    return solution.clamp_(-_LARGEST_STEP, _LARGEST_STEP)
+
+
+def _search(kernel: ScaledKernel, residual: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Step along `direction` until the slope there is not steeply upward; plain iterations where that took damping.
+
+    The slope, not the value, of the dual decides: near the solution float32 cannot tell its values apart.
+    """
+    slope = float(residual @ direction)
+    length = 1.0
+    while True:
+        u = kernel.u * torch.exp(length * direction)
+        v = kernel.fit_columns(u)
+        new_residual, row_sums = _residual(kernel, u, v)
+        new_slope = float(new_residual @ direction)
+        if new_slope <= 0.5 * abs(slope) or length < 1e-3:
+            break
+        length *= max(0.1, abs(slope) / (abs(slope) + new_slope))
+    kernel.u, kernel.v = u, v
+    if length < 1.0:
+        _plain_steps(kernel, _WARM_UP)
+        return _residual(kernel, kernel.u, kernel.v)
+    return new_residual, row_sums

@@ -1,0 +1,133 @@
+"""The scaled kernel on which every iteration works: diag(u) K diag(v) is the current plan."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import threshold_
+
+# Products with the kernel are batched over this many row blocks: the CPU matrix-vector product of torch runs on one
+# thread, a batch of them on all; and sums over 1/8 of the rows carry 1/3 of the rounding error.
+_ROW_BLOCKS = 8
+_DIAGONAL_ROWS = 64  # rows at a time in `schur_diagonal`: a chunk stays in the L2 cache up to about 4096 columns
+
+
+class ScaledKernel:
+    """exp((f_i + g_j - C_ij) / ε) on the open cells, exactly 0 on the closed ones, with scalings u and v.
+
+    The plan is diag(u) K diag(v). The potentials f, g (units of cost) start as the c-transforms f_i = min_j C_ij and
+    g_j = min_i C_ij - f_i, so the largest entry of each row and each column is 1 whatever the range of C / ε is.
+    `absorb` moves the scalings into the potentials when they grow large, which is what keeps a float32 kernel
+    correct at small ε (Schmitzer 2019, arXiv:1610.06519, section 3). A cell that falls below the kernel's floor is 0;
+    the limit on the scalings keeps the mass so lost under 1e-16 a cell.
+
+    Rows are padded to a multiple of the number of row blocks. Padding and fully closed rows and columns are *idle*:
+    their kernel entries are 0 and their marginal 1 is met by a constant 1, so that they scale by 1 and nothing
+    divides by zero.
+
+    Args:
+        cost (`torch.Tensor`): (R, C), float32 or float64, finite. Read again at each `absorb`, never written.
+        closed (`torch.Tensor`, *optional*): (R, C) bool, true where no mass may go.
+        row_weights (`torch.Tensor`): (R,), positive. `row_marginals` holds them, 0 for idle rows, scaled to sum to 1.
+        column_weights (`torch.Tensor`): (C,), likewise.
+        entropy (`float`): ε > 0 in units of cost.
+
+    Raises:
+        ValueError: all cells are closed.
+    """
+
+    def __init__(
+        self, cost: Tensor, closed: Tensor | None, row_weights: Tensor, column_weights: Tensor, entropy: float
+    ):
+        rows, columns = cost.shape
+        height = -(-rows // _ROW_BLOCKS)
+        self.cost, self.closed, self.entropy = cost, closed, entropy
+        self.blocks = cost.new_empty(_ROW_BLOCKS, height, columns)
+        self.matrix = self.blocks.view(-1, columns)[:rows]
+        self.padding = _ROW_BLOCKS * height - rows
+        self.blocks.view(-1, columns)[rows:].zero_()
+        self.products = 0
+        self.log_floor = 0.9 * math.log(torch.finfo(cost.dtype).tiny)
+        self.limit = math.exp(-0.25 * self.log_floor)
+        exponent = self._negated_cost()
+        self.f, self.row_marginals = _potential_and_marginals(exponent, row_weights, 1)
+        self.g, self.column_marginals = _potential_and_marginals(exponent.add_(self.f[:, None]), column_weights, 0)
+        self.a, self.idle_rows = _idle(torch.nn.functional.pad(self.row_marginals, (0, self.padding)))
+        self.b, self.idle_columns = _idle(self.column_marginals)
+        self._exponentiate(exponent.add_(self.g))
+
+    def _negated_cost(self) -> Tensor:
+        # Copied first: a copy is fast whatever the strides of the cost, arithmetic on a transposed one is not.
+        exponent = self.matrix.copy_(self.cost).neg_()
+        return exponent if self.closed is None else exponent.masked_fill_(self.closed, -torch.inf)
+
+    def _exponentiate(self, exponent: Tensor) -> None:
+        # Exponents under the floor would give subnormal numbers, which are slow on CPU and imprecise everywhere.
+        threshold_(exponent.div_(self.entropy), self.log_floor, -torch.inf).exp_()
+        self.u, self.v = torch.ones_like(self.a), torch.ones_like(self.b)
+
+    def absorb(self, entropy: float | None = None) -> None:
+        """Move the scalings into the potentials and recompute the kernel, for another ε where one is given."""
+        self.f += self.entropy * self.u[: len(self.f)].log()
+        self.g += self.entropy * self.v.log()
+        self.entropy = self.entropy if entropy is None else entropy
+        self._exponentiate(self._negated_cost().add_(self.f[:, None]).add_(self.g))
+
+    def over_limit(self, u: Tensor, v: Tensor) -> Tensor:
+        """0-dim bool: whether it is time to absorb. Entries are at most 1, so neither u nor v gets small alone."""
+        return torch.maximum(u.max(), v.max()) > self.limit
+
+    def row_products(self, v: Tensor) -> Tensor:
+        """K v, (padded R,)."""
+        self.products += 1
+        return torch.bmm(v.expand(len(self.blocks), 1, -1), self.blocks.transpose(1, 2)).flatten()
+
+    def column_products(self, u: Tensor) -> Tensor:
+        """Kᵀ u, (C,)."""
+        self.products += 1
+        return torch.bmm(u.view(len(self.blocks), 1, -1), self.blocks).sum((0, 1))
+
+    def fit_rows(self, v: Tensor) -> Tensor:
+        """The u that gives the plan its row marginals."""
+        return self.a / (self.row_products(v) + self.idle_rows)
+
+    def fit_columns(self, u: Tensor) -> Tensor:
+        """The v that gives the plan its column marginals."""
+        return self.b / (self.column_products(u) + self.idle_columns)
+
+    def schur_diagonal(self, u: Tensor, v: Tensor) -> Tensor:
+        """Diagonal of diag(P 1) - P diag(1/b) Pᵀ for P = diag(u) K diag(v), (padded R,); 1 for an idle row.
+
+        Summed as Σ_j P_ij (1 - P_ij / b_j): for a plan that is nearly a permutation the difference of the two sums
+        would cancel.
+        """
+        self.products += 3  # its measured cost
+        kernel, weights = self.blocks.view(-1, self.blocks.shape[2]), v / self.b
+        sums = []
+        for start in range(0, len(kernel), _DIAGONAL_ROWS):
+            rows = slice(start, start + _DIAGONAL_ROWS)
+            scaled = kernel[rows] * u[rows, None]
+            share = scaled * -weights
+            sums.append(torch.mv(scaled.mul_(share.add_(1)), v))
+        return torch.cat(sums) + self.idle_rows
+
+    def into_plan(self) -> Tensor:
+        """The plan (R, C), written over the kernel, which is used up."""
+        return self.matrix.mul_(self.u[: len(self.matrix), None]).mul_(self.v)
+
+
+def _potential_and_marginals(exponent: Tensor, weights: Tensor, summed: int) -> tuple[Tensor, Tensor]:
+    """c-transform along dimension `summed`, 0 where all cells are closed, and the marginals of the other lines."""
+    potential = -exponent.amax(summed)
+    idle = potential.isinf()
+    if idle.all():
+        raise ValueError("mask closes every cell: there is nothing to transport.")
+    weights = weights.masked_fill(idle, 0)
+    return potential.masked_fill_(idle, 0), weights / weights.sum()
+
+
+def _idle(marginals: Tensor) -> tuple[Tensor, Tensor]:
+    idle = (marginals == 0).to(marginals.dtype)
+    return marginals + idle, idle
