@@ -205,27 +205,38 @@ class NCUTrainingArguments(TrainingArguments):
 
     def _resolve_batch(self) -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.per_device_train_batch_size is None:
-            self.global_batch_size = 2048 if self.global_batch_size is None else self.global_batch_size
-            if self.global_batch_size % processes:
-                raise InputError(
-                    f"--global_batch_size {self.global_batch_size} cannot be shared by {processes} processes; "
-                    f"use a multiple of {processes}."
-                )
-            self.per_device_train_batch_size = self.global_batch_size // processes
-        elif self.global_batch_size not in (None, self.per_device_train_batch_size * processes):
-            raise InputError(
-                f"--global_batch_size {self.global_batch_size} is not --per_device_train_batch_size "
-                f"{self.per_device_train_batch_size} times {processes} processes; give only one of them."
-            )
-        self.global_batch_size = self.per_device_train_batch_size * processes
-        if self.global_batch_size < 2:
-            raise InputError(
-                f"The batch has {self.global_batch_size} pair; a contrastive loss needs at least 2 "
-                "(--global_batch_size)."
-            )
+        self.global_batch_size, self.per_device_train_batch_size = share_batch(
+            self.global_batch_size, self.per_device_train_batch_size, processes
+        )
         if self.chunk_size is not None and not 1 <= self.chunk_size <= self.per_device_train_batch_size:
             raise InputError(
                 f"--chunk_size {self.chunk_size} does not fit: a process has {self.per_device_train_batch_size} rows "
                 "a step; use 1 to that many, or leave it out."
             )
+
+
+def share_batch(global_size: int | None, local_size: int | None, processes: int) -> tuple[int, int]:
+    """N and B = N / W from whichever of the two is given (N = 2048 if neither is, as in the paper).
+
+    Raises:
+        InputError: they contradict each other, N cannot be shared equally, or N is below 2.
+    """
+    if local_size is None:
+        global_size = 2048 if global_size is None else global_size
+        if global_size % processes:
+            raise InputError(
+                f"--global_batch_size {global_size} cannot be shared by {processes} processes; "
+                f"use a multiple of {processes}."
+            )
+        local_size = global_size // processes
+    elif global_size not in (None, local_size * processes):
+        raise InputError(
+            f"--global_batch_size {global_size} is not --per_device_train_batch_size {local_size} times {processes} "
+            "processes; give only one of them."
+        )
+    global_size = local_size * processes
+    if global_size < 2:
+        raise InputError(
+            f"The batch has {global_size} pair; a contrastive loss needs at least 2 (--global_batch_size)."
+        )
+    return global_size, local_size

@@ -1,0 +1,101 @@
+"""The direction of imports: who may know whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ncu_hf"
+
+# module (or package) -> what it may import of ncu_hf; every module may know `errors`.
+ALLOWED = {
+    "errors": set(),
+    "losses": set(),
+    "transport": set(),
+    "selection": set(),
+    "distributed": set(),
+    "adapters": set(),
+    "modeling": {"adapters"},
+    "config": set(),
+    "cli": {"config"},
+    "checkpoint": set(),
+    "callbacks": {"modeling"},
+    "step_metrics": set(),
+    "objectives": {"config", "losses", "transport", "selection"},
+    "step": {"distributed", "modeling"},
+    "parameters": {"adapters", "config", "modeling", "objectives"},
+    "data": set(),
+    "evaluation": {"selection"},
+    "reporting": {"data", "evaluation", "selection"},
+    "reference": set(),
+    "loading": {"checkpoint", "config", "modeling", "reference"},
+    "assessment": {"config", "data", "evaluation"},
+    "trainer": {
+        *("adapters", "callbacks", "checkpoint", "config", "data", "distributed", "modeling", "objectives"),
+        *("parameters", "step", "step_metrics"),
+    },
+    "hub": {"config"},
+    "workspace": {"checkpoint", "cli"},
+}
+TORCH_ONLY = ("losses", "transport", "selection", "step_metrics", "distributed")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} if node.module != "ncu_hf" else {f"ncu_hf.{alias.name}" for alias in node.names}
+    return found
+
+
+def files(module: str) -> list[Path]:
+    return sorted((PACKAGE / module).rglob("*.py")) or [PACKAGE / f"{module}.py"]
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_modules_know_only_what_they_may(module):
+    allowed = ALLOWED[module] | {module, "errors", "_version"}
+    for path in files(module):
+        known = {name.split(".")[1] for name in imports(path) if name.startswith("ncu_hf.")}
+        assert known <= allowed, f"{path.relative_to(ROOT)} imports {sorted(known - allowed)}"
+
+
+@pytest.mark.parametrize("module", TORCH_ONLY)
+def test_numeric_modules_know_torch_only(module):
+    standard = {"__future__", "json", "math", "time", "typing", "dataclasses", "enum", "collections", "contextlib"}
+    for path in files(module):
+        foreign = {name.split(".")[0] for name in imports(path)} - standard - {"torch", "ncu_hf"}
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+def test_nothing_in_the_package_imports_recipes_or_scripts():
+    for path in PACKAGE.rglob("*.py"):
+        assert not {"recipes", "scripts", "tests"} & {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_every_module_is_covered():
+    top = {
+        p.stem if p.is_file() else p.name
+        for p in PACKAGE.iterdir()
+        if p.suffix == ".py" or (p / "__init__.py").is_file()
+    }
+    drivers = {"__init__", "_version", "phases", "recipe", "demo"}
+    assert top - drivers == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", sorted([*PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py")]), ids=str)
+def test_nothing_unpickles_or_evaluates(path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    names = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not names & {"eval", "exec", "compile", "__import__"}
+    assert not imports(path) & {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
+    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not {"torch.load", "torch.save"} & set(calls)
+    assert "trust_remote_code=True" not in text
