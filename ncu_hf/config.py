@@ -76,6 +76,12 @@ class DataArguments:
     eval_split: str = field(default="test", metadata={"help": "Split of a Hub data set that is evaluated on."})
     data_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
     streaming: bool = field(default=False, metadata={"help": "Stream a Hub data set instead of downloading it."})
+    train_pairs: int | None = field(
+        default=None, metadata={"help": "Number of pairs of a stream, so that its epochs can be counted."}
+    )
+    caption_tokenizer: str | None = field(
+        default=None, metadata={"help": "Tokenizer of captions that are stored as token ids (YFCC15M-R)."}
+    )
     train_limit: int | None = field(default=None, metadata={"help": "Use only the first so many training pairs."})
     eval_limit: int | None = field(default=None, metadata={"help": "Use only the first so many evaluation pairs."})
     noise_share: float = field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,12 +79,14 @@ def load_processor(source: str | Path, clip: CLIPModel, revision: str | None = N
     return processor
 
 
-def load_reference(arguments: ModelArguments, captions: Iterable[str], seed: int, initial: Path) -> Reference:
+def load_reference(
+    arguments: ModelArguments, captions: Callable[[], Iterable[str]], seed: int, initial: Path
+) -> Reference:
     """The model that a run starts from.
 
     Args:
         arguments (`ModelArguments`): `model` names it, or `model_config` has it made from scratch.
-        captions (`Iterable[str]`): Texts for the tokenizer of a model from scratch.
+        captions (`Callable`): Gives the texts for the tokenizer of a model from scratch; not called otherwise.
         seed (`int`): Seed of the weights of a model from scratch.
         initial (`Path`): Where a run keeps its model from scratch; read if the run is resumed.
 
@@ -101,7 +103,7 @@ def load_reference(arguments: ModelArguments, captions: Iterable[str], seed: int
         clip = load_clip(initial)
         return Reference(initial, None, clip, load_processor(initial, clip))
     clip, processor = build_reference(
-        captions,
+        captions() if arguments.tokenizer is None else None,
         config=arguments.model_config,
         seed=seed,
         tokenizer=arguments.tokenizer,

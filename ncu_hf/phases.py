@@ -56,6 +56,12 @@ class Run(NamedTuple):
             start_batch=start_batch,
         )
 
+    def batches_per_epoch(self) -> int | None:
+        """Global batches of an epoch; `None` for a stream whose length is not known."""
+        data, training = self.arguments.data, self.arguments.training
+        stated = None if data.train_pairs is None else max(data.train_pairs // training.global_batch_size, 1)
+        return self.loader().batches_per_epoch or stated
+
 
 def phase_steps(objective: Objective, training: NCUTrainingArguments, batches_per_epoch: int | None) -> int:
     """Optimizer steps of a phase.
@@ -68,8 +74,8 @@ def phase_steps(objective: Objective, training: NCUTrainingArguments, batches_pe
         return schedule.max_steps
     if batches_per_epoch is None:
         raise InputError(
-            "The length of streamed data is not known; say how long to train with --max_steps (and, for ncu, "
-            "--negative_prompt_max_steps)."
+            "The length of streamed data is not known; state it with --train_pairs, or say how long to train with "
+            "--max_steps (and, for ncu, --negative_prompt_max_steps)."
         )
     steps = int(schedule.epochs * batches_per_epoch) // training.gradient_accumulation_steps
     if steps < 1:
@@ -82,7 +88,7 @@ def phase_steps(objective: Objective, training: NCUTrainingArguments, batches_pe
 
 def check_phase(run: Run, objective: Objective) -> None:
     """Find before anything is trained what would stop a phase: wrong sizes, or data that is too short."""
-    phase_steps(objective, run.arguments.training, run.loader().batches_per_epoch)
+    phase_steps(objective, run.arguments.training, run.batches_per_epoch())
     model = build_model(run, objective, copy.deepcopy(run.reference.clip), None)
     freeze(model, objective, run.arguments.model.adapted_towers)
 
@@ -110,6 +116,7 @@ def run_phase(run: Run, objective: Objective, previous: Path | None) -> Path:
         phase_arguments(run, objective, folder),
         objective,
         run.loader,
+        run.batches_per_epoch(),
         run.reference.processor,
         DataHealth(arguments.data.max_bad_fraction, run.source.problems),
         arguments.model.adapted_towers,
@@ -138,7 +145,7 @@ def phase_arguments(run: Run, objective: Objective, folder: Path) -> NCUTraining
     arguments = copy.copy(run.arguments.training)
     arguments.output_dir = str(folder)
     arguments.push_to_hub = False
-    arguments.max_steps = phase_steps(objective, arguments, run.loader().batches_per_epoch)
+    arguments.max_steps = phase_steps(objective, arguments, run.batches_per_epoch())
     arguments.learning_rate = objective.schedule(run.arguments.training).learning_rate
     if arguments.get_warmup_steps(arguments.max_steps) >= arguments.max_steps:
         logger.warning(

@@ -71,7 +71,7 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
     objectives = build_objectives(arguments.method)
     workspace = Workspace(arguments.training.output_dir)
     source, eval_source = _open_data(arguments)
-    reference = load_reference(arguments.model, source.captions(), arguments.training.seed, workspace.initial)
+    reference = load_reference(arguments.model, source.captions, arguments.training.seed, workspace.initial)
     prepared = Run(arguments, workspace, source, reference)
     for objective in objectives:
         check_phase(prepared, objective)
@@ -117,7 +117,13 @@ def _open_data(arguments: Arguments) -> tuple[PairSource, PairSource | None]:
     noise = {"noise_share": data.noise_share, "noise_seed": data.noise_seed}
     with arguments.training.main_process_first(desc="opening the data"):
         source = open_pairs(
-            data.train_data, split=data.split, limit=data.train_limit, streaming=data.streaming, **noise, **shared
+            data.train_data,
+            split=data.split,
+            limit=data.train_limit,
+            streaming=data.streaming,
+            caption_tokenizer=data.caption_tokenizer,
+            **noise,
+            **shared,
         )
         eval_source = None
         if data.eval_data is not None:

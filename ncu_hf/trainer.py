@@ -47,6 +47,7 @@ class NCUTrainer(Trainer):
         args (`NCUTrainingArguments`): `max_steps`, `learning_rate` and `output_dir` are those of this phase.
         objective (`Objective`): Losses of this phase, and which parameters train.
         make_loader (`Callable[[int], PairLoader]`): Builds the loader that starts at the given batch of the phase.
+        batches_per_epoch (`int`, *optional*): Global batches of an epoch, where that is known.
         processor (`CLIPProcessor`): Saved with every checkpoint; its mean and deviation normalise the images.
         health (`DataHealth`): Counts the records that could not be used.
         adapted_towers (`tuple[str, ...]`): Towers with LoRA adapters, whose own weights stay as they are.
@@ -59,6 +60,7 @@ class NCUTrainer(Trainer):
         args: NCUTrainingArguments,
         objective: Objective,
         make_loader: Callable[[int], PairLoader],
+        batches_per_epoch: int | None,
         processor: CLIPProcessor,
         health: DataHealth,
         adapted_towers: tuple[str, ...] = (),
@@ -72,7 +74,7 @@ class NCUTrainer(Trainer):
         self._metrics = RunningMeans()
         images = ImageTransform(processor.image_processor, train=False)
         self._normalization = images.mean, images.std, images.rescale
-        own = [ClampLogScale(), CountEpochs(make_loader(0).batches_per_epoch)]
+        own = [ClampLogScale(), CountEpochs(batches_per_epoch)]
         super().__init__(model=model, args=args, processing_class=processor, callbacks=own + (callbacks or []))
         if self.args.n_gpu > 1:
             raise InputError(

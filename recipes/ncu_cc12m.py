@@ -12,6 +12,8 @@ DEFAULTS = {
     "train_data": "pixparse/cc12m-wds",
     "image_column": "jpg",
     "caption_column": "txt",
+    "streaming": True,
+    "train_pairs": 10_968_539,
     "bf16": True,
     "dataloader_num_workers": 8,
     "output_dir": "outputs/ncu_cc12m",

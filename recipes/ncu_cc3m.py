@@ -13,6 +13,8 @@ DEFAULTS = {
     "train_data": "pixparse/cc3m-wds",
     "image_column": "jpg",
     "caption_column": "txt",
+    "streaming": True,
+    "train_pairs": 2_905_954,
     "bf16": True,
     "dataloader_num_workers": 8,
     "output_dir": "outputs/ncu_cc3m",

@@ -51,7 +51,7 @@ def single(scenes, clip_folder, tmp_path_factory):
     for dtype in TOLERANCE:
         folder = tmp_path_factory.mktemp("single")
         arguments, _ = parse_arguments([str(f) for f in flags(scenes, clip_folder, folder)])
-        reference = load_reference(arguments.model, [], 0, folder)
+        reference = load_reference(arguments.model, list, 0, folder)
         source = open_pairs(str(scenes), image_column="image", caption_column="caption")
         processor = reference.processor
         collator = PairCollator(

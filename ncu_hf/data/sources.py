@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ncu_hf.data.archives import DEFAULT_CAPTION, DEFAULT_IMAGE, IMAGE_EXTENSIONS, TarSource
 from ncu_hf.data.decoding import clean_caption, decode_image
@@ -16,7 +16,8 @@ from ncu_hf.data.folders import METADATA_FILES, FolderSource
 from ncu_hf.data.noise import shuffle_captions
 from ncu_hf.data.records import BadRecord, PairSource, Record
 from ncu_hf.data.streaming import StreamSource, stream_hub, stream_parquet
-from ncu_hf.data.tables import open_csv, open_hub, open_parquet
+from ncu_hf.data.tables import TableSource, open_csv, open_hub, open_parquet
+from ncu_hf.data.token_captions import caption_decoder
 from ncu_hf.errors import InputError, one_of
 
 FORMATS = ("csv", "parquet", "webdataset", "folder", "hub")
@@ -25,6 +26,7 @@ _SUFFIXES = {
     "parquet": (".parquet", ".pq"),
     "webdataset": (".tar",),
 }
+AnySource = TypeVar("AnySource", PairSource, StreamSource)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -42,6 +44,7 @@ def open_pairs(
     noise_share: float = 0.0,
     noise_seed: int = 0,
     streaming: bool = False,
+    caption_tokenizer: str | None = None,
 ) -> PairSource | StreamSource:
     """Open image-text pairs.
 
@@ -64,6 +67,8 @@ def open_pairs(
         noise_seed (`int`, *optional*, defaults to 0): Seed of that choice.
         streaming (`bool`, *optional*, defaults to `False`): Read parquet and Hub data in order, without a local copy
             and without knowing their length. Other formats are read in place anyway.
+        caption_tokenizer (`str`, *optional*): Folder or Hub id of the tokenizer with whose ids the captions of a table
+            are stored, as in YFCC15M-R.
 
     Returns:
         `PairSource` or, for streams, `StreamSource`.
@@ -78,8 +83,10 @@ def open_pairs(
         if limit is not None or noise_share:
             raise InputError("limit and noise_share need data of known length: use them without streaming.")
         if kind == "hub":
-            return stream_hub(spec, split, revision, image_column, caption_column, root)
-        return stream_parquet(paths, name, image_column, caption_column, root)
+            stream = stream_hub(spec, split, revision, image_column, caption_column, root)
+        else:
+            stream = stream_parquet(paths, name, image_column, caption_column, root)
+        return _with_decoded_captions(stream, caption_tokenizer)
     if kind == "csv":
         source: PairSource = open_csv(_single(spec, paths), image_column, caption_column, _unescape(delimiter), root)
     elif kind == "parquet":
@@ -90,9 +97,20 @@ def open_pairs(
         source = FolderSource(_single(spec, paths), image_column, caption_column)
     else:
         source = open_hub(spec, split, revision, image_column, caption_column, root)
+    source = _with_decoded_captions(source, caption_tokenizer)
     if limit is not None:
         source = _FirstRecords(source, limit)
     return _ShuffledCaptions(source, noise_share, noise_seed) if noise_share else source
+
+
+def _with_decoded_captions(source: AnySource, caption_tokenizer: str | None) -> AnySource:
+    if caption_tokenizer is not None:
+        if not isinstance(source, TableSource | StreamSource):
+            raise InputError(
+                f"--caption_tokenizer: {source.name} ({source.format}) holds captions as text, not as ids."
+            )
+        source.decode_captions(caption_decoder(caption_tokenizer))
+    return source
 
 
 def _unescape(delimiter: str) -> str:

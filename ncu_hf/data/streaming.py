@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ class StreamSource:
         self.shards, self.name, self.format = shards, name, format
         self.fingerprint, self.revision = fingerprint, revision
         self.problems: list[Skipped] = []
+
+    def decode_captions(self, decode: Callable[[Any], Any]) -> None:
+        """Read captions through `decode` from now on."""
+        self._columns = replace(self._columns, decode_caption=decode)
+
+    def captions(self) -> list[Any]:
+        """A stream is not read whole for its captions.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{self.name}: a tokenizer cannot be trained on streamed captions; name one with --tokenizer.")
 
     def read_shard(self, index: int) -> Iterator[Record]:
         """All records of one shard, in stored order, whichever process or worker asks."""

@@ -6,8 +6,8 @@ import contextlib
 import csv
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,16 @@ _LOAD_ERRORS = (datasets.exceptions.DatasetsError, OSError, ValueError, pa.Arrow
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table hold what. `key` and `mismatched` are None where the table has no such column."""
+    """Which columns of a table hold what. `key` and `mismatched` are None where the table has no such column.
+
+    `decode_caption` turns a caption that is stored as token ids into text (see [`caption_decoder`]).
+    """
 
     image: str
     caption: str
     key: str | None = None
     mismatched: str | None = None
+    decode_caption: Callable[[Any], Any] | None = None
 
     @classmethod
     def find(cls, where: str, existing: list[str], image: str, caption: str) -> Columns:
@@ -61,13 +65,17 @@ class Columns:
         """`list[str]`: all columns that are read, each once."""
         return list(dict.fromkeys(c for c in (self.image, self.caption, self.key, self.mismatched) if c))
 
+    def text(self, caption: Any) -> Any:
+        """A stored caption as text."""
+        return caption if self.decode_caption is None else self.decode_caption(caption)
+
     def record(self, row: Mapping[str, Any], default_key: str, image_root: Path | None) -> Record:
         """Record of one row. Relative image paths are taken from `image_root`."""
         key = row[self.key] if self.key else None
         return Record(
             key=default_key if key is None else str(key),
             image=_stored_image(row[self.image], image_root),
-            caption=row[self.caption],
+            caption=self.text(row[self.caption]),
             mismatched=parse_truth(row[self.mismatched]) if self.mismatched else None,
         )
 
@@ -126,7 +134,11 @@ class TableSource(PairSource):
         return self._shards[bisect_right(self._ends, index)]
 
     def captions(self) -> list[Any]:
-        return self._table[self._columns.caption][:]
+        return [self._columns.text(caption) for caption in self._table[self._columns.caption][:]]
+
+    def decode_captions(self, decode: Callable[[Any], Any]) -> None:
+        """Read captions through `decode` from now on."""
+        self._columns = replace(self._columns, decode_caption=decode)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ arguments.training.disable_tqdm = True
 arguments.training.device  # noqa: B018 (starts the process group)
 data = arguments.data
 source = open_pairs(data.train_data, image_column=data.image_column, caption_column=data.caption_column)
-reference = load_reference(arguments.model, [], 0, Path("unused"))
+reference = load_reference(arguments.model, list, 0, Path("unused"))
 run = Run(arguments, Workspace(output / "work"), source, reference)
 for objective, dtype, chunk_size in itertools.product(
     build_objectives(arguments.method), ("float32", "float64"), chunk_sizes
@@ -53,6 +53,7 @@ for objective, dtype, chunk_size in itertools.product(
         settings,
         objective,
         run.loader,
+        run.batches_per_epoch(),
         reference.processor,
         DataHealth(),
         arguments.model.adapted_towers,
