@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -10,9 +12,12 @@ import yaml
 from transformers import HfArgumentParser
 
 from ncu_hf.config import DataArguments, MethodArguments, ModelArguments, NCUTrainingArguments
-from ncu_hf.errors import InputError, nearest
+from ncu_hf.errors import InputError, TrainingStopped, nearest
 
-BAD_INPUT = 2
+STOPPED, BAD_INPUT = 1, 2
+# Seconds after which another process than the first reports its error: where all have the same one, the launcher has
+# ended the others by then, and it is read once.
+_PATIENCE = 3
 
 
 class Arguments(NamedTuple):
@@ -72,12 +77,20 @@ def parse_arguments(
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script's `main`; wrong input ends it with one line on stderr and exit code 2."""
+    """Run a script's `main`; wrong input ends it with one line on stderr and exit code 2, a stopped run with 1."""
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        _exit(f"error: {error}", BAD_INPUT)
+    except TrainingStopped as error:
+        _exit(f"stopped: {error}", STOPPED)
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(_PATIENCE)
+    print(" ".join(message.splitlines()), file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def _config_file(argv: list[str]) -> str | None:

@@ -11,6 +11,8 @@ from ncu_hf.errors import InputError, one_of
 
 FORMULATIONS = ("released", "paper")
 TOWERS = ("text", "vision")
+# N of all experiments of the paper (section 5.1). A constant: the default depends on what else is given.
+GLOBAL_BATCH_SIZE = 2048
 
 
 @dataclass
@@ -222,13 +224,13 @@ class NCUTrainingArguments(TrainingArguments):
 
 
 def share_batch(global_size: int | None, local_size: int | None, processes: int) -> tuple[int, int]:
-    """N and B = N / W from whichever of the two is given (N = 2048 if neither is, as in the paper).
+    """N and B = N / W from whichever of the two is given (`GLOBAL_BATCH_SIZE` if neither is).
 
     Raises:
         InputError: they contradict each other, N cannot be shared equally, or N is below 2.
     """
     if local_size is None:
-        global_size = 2048 if global_size is None else global_size
+        global_size = GLOBAL_BATCH_SIZE if global_size is None else global_size
         if global_size % processes:
             raise InputError(
                 f"--global_batch_size {global_size} cannot be shared by {processes} processes; "

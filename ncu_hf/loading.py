@@ -80,7 +80,12 @@ def load_processor(source: str | Path, clip: CLIPModel, revision: str | None = N
 
 
 def load_reference(
-    arguments: ModelArguments, captions: Callable[[], Iterable[str]], seed: int, initial: Path
+    arguments: ModelArguments,
+    captions: Callable[[], Iterable[str]],
+    seed: int,
+    initial: Path,
+    *,
+    resume: bool = False,
 ) -> Reference:
     """The model that a run starts from.
 
@@ -88,7 +93,8 @@ def load_reference(
         arguments (`ModelArguments`): `model` names it, or `model_config` has it made from scratch.
         captions (`Callable`): Gives the texts for the tokenizer of a model from scratch; not called otherwise.
         seed (`int`): Seed of the weights of a model from scratch.
-        initial (`Path`): Where a run keeps its model from scratch; read if the run is resumed.
+        initial (`Path`): Where a run keeps its model from scratch.
+        resume (`bool`, *optional*, defaults to `False`): Read a model from scratch from there, if it is there.
 
     Raises:
         InputError: both or neither are given, or the model cannot be used.
@@ -99,7 +105,7 @@ def load_reference(
         clip = load_clip(arguments.model, arguments.revision)
         processor = load_processor(arguments.model, clip, arguments.revision)
         return Reference(arguments.model, arguments.revision, clip, processor)
-    if initial.is_dir():
+    if resume and initial.is_dir():
         clip = load_clip(initial)
         return Reference(initial, None, clip, load_processor(initial, clip))
     clip, processor = build_reference(

@@ -57,7 +57,7 @@ def _tower(layers: int, width: int, heads: int) -> dict[str, int]:
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(32, 8, context=32, projection=32, vision=(2, 32, 2), text=(2, 32, 2)),
-    "demo": Preset(64, 8, context=32, projection=128, vision=(4, 128, 4), text=(4, 128, 4)),
+    "demo": Preset(64, 16, context=32, projection=96, vision=(3, 96, 3), text=(2, 96, 3)),
     "vit-b-32": Preset(224, 32, context=77, projection=512, vision=(12, 768, 12), text=(12, 512, 8)),
     "vit-b-16": Preset(224, 16, context=77, projection=512, vision=(12, 768, 12), text=(12, 512, 8)),
 }

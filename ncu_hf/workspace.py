@@ -71,36 +71,55 @@ class Workspace:
         """Outcome of a phase; the folder exists only when the phase is complete."""
         return self.phase(name) / "final"
 
-    def open(self, arguments: Arguments) -> None:
-        """Make the folder ready, on one process only.
+    def check(self, arguments: Arguments) -> None:
+        """Find out whether the run may have the folder, and change nothing. On one process only.
 
         Raises:
             InputError: the folder cannot be written, holds files and neither resuming nor overwriting was asked for,
-                or belongs to a run with other settings.
+                belongs to a run with other settings, or would be deleted with the run's own input in it.
         """
-        settings = run_settings(arguments)
-        training = arguments.training
-        if training.overwrite_output_dir and not resuming(training):
-            self._delete_earlier_run()
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            if not resuming(training):
-                raise InputError(
-                    f"--output_dir {self.folder} is not empty; give a new folder, --resume_from_checkpoint true to go "
-                    "on with its run, or --overwrite_output_dir to delete it."
-                )
-            self._check_settings(settings)
-        self._make_writable()
-        write_json(self.folder / _RUN_FILE, settings)
-
-    def _delete_earlier_run(self) -> None:
+        self._check_writable()
         if not self.folder.is_dir() or not any(self.folder.iterdir()):
             return
+        if resuming(arguments.training):
+            self._check_settings(run_settings(arguments))
+        elif arguments.training.overwrite_output_dir:
+            self._check_deletable(arguments)
+        else:
+            raise InputError(
+                f"--output_dir {self.folder} is not empty; give a new folder, --resume_from_checkpoint true to go "
+                "on with its run, or --overwrite_output_dir to delete it."
+            )
+
+    def open(self, arguments: Arguments) -> None:
+        """Make the folder ready: delete an earlier run if that was asked for, write the settings.
+
+        Raises:
+            InputError: see [`check`].
+        """
+        self.check(arguments)
+        if arguments.training.overwrite_output_dir and not resuming(arguments.training) and self.folder.is_dir():
+            shutil.rmtree(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / _RUN_FILE, run_settings(arguments))
+        except OSError as error:
+            raise InputError(f"--output_dir {self.folder}: cannot be written ({error.strerror}).") from error
+
+    def _check_deletable(self, arguments: Arguments) -> None:
         if not (self.folder / _RUN_FILE).is_file():
             raise InputError(
                 f"--overwrite_output_dir: {self.folder} holds no earlier run ({_RUN_FILE} is missing), so nothing of "
                 "it is deleted; give another folder."
             )
-        shutil.rmtree(self.folder)
+        model, data = arguments.model, arguments.data
+        inputs = {
+            **{name: getattr(model, name) for name in ("model", "model_config", "tokenizer", "negative_prompt")},
+            **{name: getattr(data, name) for name in ("train_data", "eval_data", "image_root", "caption_tokenizer")},
+        }
+        for name, path in inputs.items():
+            if path is not None and Path(path).resolve().is_relative_to(self.folder.resolve()):
+                raise InputError(f"--overwrite_output_dir would delete --{name} {path}; give another --output_dir.")
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self.folder / _RUN_FILE
@@ -112,13 +131,14 @@ class Workspace:
             listed = ", ".join(f"{key} was {earlier.get(key)!r}, is {settings[key]!r}" for key in changed[:5])
             raise InputError(f"--resume_from_checkpoint: {self.folder} was run with other settings: {listed}.")
 
-    def _make_writable(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--output_dir {self.folder}: cannot be made ({error.strerror}).") from error
-        if not os.access(self.folder, os.W_OK | os.X_OK):
-            raise InputError(f"--output_dir {self.folder}: no permission to write.")
+    def _check_writable(self) -> None:
+        place = self.folder.absolute()
+        while not os.path.exists(place):
+            place = place.parent
+        if not place.is_dir():
+            raise InputError(f"--output_dir {self.folder}: {place} is a file, not a folder.")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"--output_dir {self.folder}: no permission to write in {place}.")
 
 
 def resuming(training: Any) -> bool:

@@ -262,6 +262,7 @@ def test_infeasible_masks_are_reported_not_hidden(entropy, stop, dtype):
     assert not result.converged
     assert max(result.row_error, result.column_error) > 0.05
     torch.testing.assert_close(result.row_error, (result.plan.sum(1) - 1 / 6).abs().sum())
+    torch.testing.assert_close(result.column_error, (result.plan.sum(0) - 1 / 7).abs().sum(), atol=1e-6, rtol=1e-4)
 
 
 def test_a_cell_that_is_open_but_can_hold_nothing():
@@ -277,6 +278,15 @@ def test_half_precision_is_solved_in_float32(dtype):
     result = solve_transport(cost.to(dtype), mask)
     assert result.plan.dtype == torch.float32
     assert torch.equal(result.plan, solve_transport(cost.to(dtype).float(), mask).plan)
+
+
+@pytest.mark.parametrize("stop", ["potential", "marginal"])
+def test_autocast_does_not_lower_the_precision(stop):
+    cost, mask = batch_cost(20, [3])
+    expected = solve_transport(cost.float(), mask, stop=stop)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = solve_transport(cost.float(), mask, stop=stop)
+    assert torch.equal(result.plan, expected.plan)
 
 
 def test_is_detached_and_leaves_its_inputs_alone():

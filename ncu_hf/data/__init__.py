@@ -7,7 +7,7 @@ from ncu_hf.data.health import DataHealth, TooManyBadRecords
 from ncu_hf.data.loader import PairLoader, iterate_once
 from ncu_hf.data.noise import shuffle_captions
 from ncu_hf.data.records import BadRecord, Located, PairSource, Record, Skipped
-from ncu_hf.data.sources import check_readable, open_pairs
+from ncu_hf.data.sources import check_readable, open_pairs, usable_captions
 from ncu_hf.data.streaming import StreamSource
 from ncu_hf.data.transforms import ImageTransform, normalize
 
@@ -31,4 +31,5 @@ __all__ = [
     "normalize",
     "open_pairs",
     "shuffle_captions",
+    "usable_captions",
 ]

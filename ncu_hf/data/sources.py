@@ -236,11 +236,16 @@ def _shared(source: PairSource) -> tuple[Any, ...]:
 
 
 def _is_usable(caption: Any) -> bool:
-    try:
-        clean_caption(caption)
-    except BadRecord:
-        return False
-    return True
+    return _fault(clean_caption, caption) is None
+
+
+def usable_captions(source: AnySource) -> list[str]:
+    """All captions of a source as training sees them, without those that it skips.
+
+    Raises:
+        InputError: the source is a stream.
+    """
+    return [clean_caption(caption) for caption in source.captions() if _is_usable(caption)]
 
 
 def check_readable(source: PairSource | StreamSource, rows: int = 100) -> None:
