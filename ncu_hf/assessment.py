@@ -14,6 +14,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from ncu_hf.config import MethodArguments
 from ncu_hf.data import BadRecord, PairSource, clean_caption, decode_image
+from ncu_hf.errors import InputError
 from ncu_hf.evaluation import ClipEncoder, PairEvaluation, ZeroShotSet, evaluate_pairs
 from ncu_hf.evaluation.detection import evaluate_forget_set
 
@@ -41,7 +42,11 @@ class EvaluationPairs(NamedTuple):
 
 
 def collect_pairs(source: PairSource, limit: int | None = None) -> EvaluationPairs:
-    """Read evaluation pairs. Rows of the same image, or of the same caption, belong together."""
+    """Read evaluation pairs. Rows of the same image, or of the same caption, belong together.
+
+    Raises:
+        InputError: all readable pairs belong together (or there is none), so that nothing can be told apart.
+    """
     images: dict[bytes | str, int] = {}
     captions, image_of, keys, stored, skipped = [], [], [], [], {}
     for index in range(min(len(source), limit or len(source))):
@@ -60,6 +65,11 @@ def collect_pairs(source: PairSource, limit: int | None = None) -> EvaluationPai
         captions.append(caption)
         image_of.append(images[identity])
     groups = _connect(captions, image_of, len(stored))
+    if len(groups.unique()) < 2:
+        raise InputError(
+            f"--eval_data {source.name}: {len(stored)} readable images with {len(set(captions))} different captions; "
+            f"retrieval needs at least two images of different captions (skipped: {skipped or 'none'})."
+        )
     caption_groups = groups[torch.tensor(image_of, dtype=torch.long)]
     return EvaluationPairs(keys, stored, captions, groups, caption_groups, skipped)
 

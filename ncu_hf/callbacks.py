@@ -1,11 +1,13 @@
-"""What happens around the trainer's steps: the clamp of log s, and epochs of an endless loader."""
+"""What happens around the trainer's steps: the clamp of log s, epochs of an endless loader, and what is printed."""
 
 from __future__ import annotations
 
 import math
+import time
+from datetime import timedelta
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ncu_hf.modeling import NCUModel
@@ -46,3 +48,59 @@ class CountEpochs(TrainerCallback):
                 control.should_save |= args.save_strategy == SaveStrategy.EPOCH
                 control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
         return control
+
+
+class PlainLog(TrainerCallback):
+    """One short line for each entry of the log, for files; all numbers are in the log's history and in `report_to`."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> TrainerControl:
+        self._started, self._first_step = time.perf_counter(), state.global_step
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs,
+    ) -> TrainerControl:
+        if state.is_local_process_zero and logs and "loss" in logs:
+            seconds = (time.perf_counter() - self._started) / max(state.global_step - self._first_step, 1)
+            left = timedelta(seconds=round(seconds * (state.max_steps - state.global_step)))
+            self.write(f"step {state.global_step}/{state.max_steps}  {short_line(logs)}  {left} left")
+        return control
+
+    def write(self, line: str) -> None:
+        """Where the line goes."""
+        print(line, flush=True)
+
+
+class TerminalLog(PlainLog, ProgressCallback):
+    """The same above Trainer's progress bar."""
+
+    def __init__(self) -> None:
+        ProgressCallback.__init__(self)
+        PlainLog.__init__(self)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> TrainerControl:
+        ProgressCallback.on_train_begin(self, args, state, control, **kwargs)
+        return PlainLog.on_train_begin(self, args, state, control, **kwargs)
+
+    def write(self, line: str) -> None:
+        self.training_bar.write(line)
+
+
+def short_line(logs: dict[str, float]) -> str:
+    """Total loss, its parts, learning rate and rate of one entry of the log."""
+    parts = [f"{key.removesuffix('_loss')} {value:.4g}" for key, value in logs.items() if key.endswith("_loss")]
+    numbers = f"loss {logs['loss']:.4g} ({', '.join(parts)})  lr {logs['learning_rate']:.2g}"
+    return f"epoch {logs.get('epoch', 0):.2f}  {numbers}  {logs['samples_per_second']:.0f} pairs/s"

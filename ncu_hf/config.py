@@ -154,6 +154,21 @@ class MethodArguments:
         return 5 if text_layers > 5 else 5 * text_layers // 12
 
 
+# Flags of `TrainingArguments` that this trainer cannot honour, and what takes their place.
+_UNSUPPORTED = {
+    "gradient_checkpointing": "--chunk_size bounds the memory of activations",
+    "activation_checkpointing": "--chunk_size bounds the memory of activations",
+    "auto_find_batch_size": "the batch decides what is learned; --chunk_size fits it into memory",
+    "label_smoothing_factor": "the losses are those of --method",
+    "neftune_noise_alpha": "a batch determines its loss",
+    "eval_strategy": "reference and result are measured on --eval_data at the end",
+    "load_best_model_at_end": "the result is the model after the last step",
+    "save_only_model": "every checkpoint can be resumed from",
+    "deepspeed": "use --chunk_size and more processes",
+    "fsdp": "use --chunk_size and more processes",
+}
+
+
 @dataclass
 class NCUTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the method's defaults; fields without a comment in the help are Trainer's own.
@@ -208,8 +223,22 @@ class NCUTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.resume_from_checkpoint is not None:
+            one_of("--resume_from_checkpoint", str(self.resume_from_checkpoint).lower(), ("true", "false"))
+        if self.gradient_accumulation_steps < 1:
+            raise InputError(
+                f"--gradient_accumulation_steps must be at least 1, got {self.gradient_accumulation_steps}."
+            )
+        self._refuse_unsupported()
         self._resolve_batch()
         super().__post_init__()
+
+    def _refuse_unsupported(self) -> None:
+        """Better an error than a run that ignores a flag."""
+        for name, instead in _UNSUPPORTED.items():
+            value = getattr(self, name)
+            if getattr(value, "value", value) != getattr(TrainingArguments, name):
+                raise InputError(f"--{name} is not supported: {instead}.")
 
     def _resolve_batch(self) -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -26,8 +26,9 @@ from ncu_hf.modeling import PROMPT_FOLDER
 from ncu_hf.phases import Run
 from ncu_hf.reporting.model_card import render_model_card
 from ncu_hf.reporting.plots import plot_losses, plot_similarities
-from ncu_hf.reporting.results import before_after
+from ncu_hf.reporting.results import before_after, publishable
 from ncu_hf.reporting.tables import before_after_table
+from ncu_hf.workspace import LEARNING_SETTINGS, run_settings
 
 # Where the run says the same as the paper (section 5.1, and the released code), the card does not mark a setting.
 _OF_THE_PAPER = (
@@ -49,7 +50,6 @@ _OF_THE_PAPER = (
     "warmup_steps",
     "max_grad_norm",
 )
-_NOT_IN_THE_CARD = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "per_device_train_batch_size")
 
 
 class Evidence(NamedTuple):
@@ -111,7 +111,7 @@ def write_evidence(run: Run, evidence: Evidence) -> dict[str, Any]:
     """Write `results.json`, `data_health.json`, `plots/` and the card; returns the results."""
     folder = run.workspace.folder
     results = _results(run, evidence, _draw(run, evidence))
-    write_json(folder / "results.json", results)
+    write_json(folder / "results.json", publishable(results))
     evidence.health.save(folder / "data_health.json")
     (folder / "README.md").write_text(render_model_card(results), encoding="utf-8")
     return results
@@ -153,7 +153,7 @@ def _results(run: Run, evidence: Evidence, plots: dict[str, str]) -> dict[str, A
         **(before_after(numbers.get("before"), numbers["after"]) if numbers else {}),
         "forget_set": evidence.forget_sets,
         "plots": plots,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "environment": {
             "ncu_hf": __version__,
             "torch": torch.__version__,
@@ -168,6 +168,17 @@ def _results(run: Run, evidence: Evidence, plots: dict[str, str]) -> dict[str, A
     if (run.workspace.folder / PROMPT_FOLDER).is_dir():
         results["prompt"] = {"folder": PROMPT_FOLDER, "length": arguments.model.prompt_length}
     return results
+
+
+def _command() -> str:
+    """The command line without the access token, if one was given."""
+    words = sys.argv[1:]
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if before != "--hub_token" and not word.startswith("--hub_token")
+    ]
+    return shlex.join([Path(sys.argv[0]).name, *kept])
 
 
 def _base_model(run: Run) -> dict[str, Any]:
@@ -192,15 +203,12 @@ def _describe_data(run: Run) -> dict[str, Any]:
 
 
 def _hyperparameters(arguments: Arguments) -> dict[str, Any]:
-    """Settings that a reader of the card wants to know: the method's, and those of the training that are its own."""
-    training = arguments.training
-    names = [name for name in NCUTrainingArguments.__annotations__ if name not in _NOT_IN_THE_CARD]
+    """What determines the result, apart from model and data."""
+    settings = run_settings(arguments)
+    chosen = {name: settings[name] for name in LEARNING_SETTINGS}
     if arguments.method.method == "clip":
-        chosen = {name: getattr(training, name) for name in names if "prompt" not in name}
-    else:
-        chosen = {**asdict(arguments.method), **{name: getattr(training, name) for name in names}}
-    chosen["lr_scheduler_type"] = str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type))
-    return {**chosen, "seed": training.seed}
+        return {name: value for name, value in chosen.items() if "prompt" not in name}
+    return {**asdict(arguments.method), **chosen}
 
 
 def _paper_hyperparameters() -> dict[str, Any]:

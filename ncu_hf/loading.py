@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPProcessor
+from transformers.utils import logging as transformers_logging
 
 from ncu_hf.checkpoint import write_atomically
 from ncu_hf.config import ModelArguments
 from ncu_hf.errors import InputError
 from ncu_hf.modeling import PROMPT_FOLDER, NegativePrompt, NegativePromptConfig
 from ncu_hf.reference import build_reference
+
+# What `from_pretrained` raises on files that are missing, cut, or of another kind.
+_LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 class Reference(NamedTuple):
@@ -36,19 +43,35 @@ def load_clip(source: str | Path, revision: str | None = None) -> CLIPModel:
     """A `CLIPModel` in float32 from a folder or the Hub, safetensors only.
 
     Raises:
-        InputError: nothing there, not a CLIP, or no safetensors.
+        InputError: nothing there, not a CLIP, no safetensors, or weights that are missing or of other shapes.
     """
     config = _load_config(source, revision)
     # No dropout: a chunk is encoded twice and must give the same embeddings.
     config.text_config.attention_dropout = config.vision_config.attention_dropout = 0.0
     options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    options |= {"ignore_mismatched_sizes": True}  # reported, and refused below with their names
     try:
-        clip, report = CLIPModel.from_pretrained(source, config=config, revision=revision or "main", **options)
-    except (OSError, ValueError) as error:
+        with _quiet():
+            clip, report = CLIPModel.from_pretrained(source, config=config, revision=revision or "main", **options)
+    except _LOAD_ERRORS as error:
         raise InputError(f"--model {source}: its weights cannot be loaded ({_line(error)}).") from error
     if report["missing_keys"]:
         raise InputError(f"--model {source}: its weights lack {', '.join(sorted(report['missing_keys'])[:3])}, ...")
+    if report["mismatched_keys"]:
+        name, stored, expected = min(report["mismatched_keys"])
+        raise InputError(f"--model {source}: {name} is stored as {tuple(stored)}, its config says {tuple(expected)}.")
     return clip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """`from_pretrained` warns in tables of many lines; what they say is judged here."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def load_processor(source: str | Path, clip: CLIPModel, revision: str | None = None) -> CLIPProcessor:
@@ -58,8 +81,9 @@ def load_processor(source: str | Path, clip: CLIPModel, revision: str | None = N
         InputError: none there, or its tokenizer does not fit the text tower.
     """
     try:
-        processor = CLIPProcessor.from_pretrained(source, revision=revision or "main")
-    except (OSError, ValueError) as error:
+        with _quiet():
+            processor = CLIPProcessor.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    except _LOAD_ERRORS as error:
         raise InputError(f"--model {source}: no CLIPProcessor can be loaded from it ({_line(error)}).") from error
     text, tokenizer = clip.config.text_config, processor.tokenizer
     if tokenizer.model_max_length != text.max_position_embeddings:
@@ -137,15 +161,20 @@ def make_prompt(arguments: ModelArguments, clip: CLIPModel) -> NegativePrompt:
     source = arguments.negative_prompt
     subfolder = "" if (Path(source) / "config.json").is_file() and Path(source).name == PROMPT_FOLDER else PROMPT_FOLDER
     try:
-        return NegativePrompt.from_pretrained(source, subfolder=subfolder, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        with _quiet():
+            return NegativePrompt.from_pretrained(
+                source, subfolder=subfolder, use_safetensors=True, dtype=torch.float32
+            )
+    except _LOAD_ERRORS as error:
         raise InputError(f"--negative_prompt {source}: cannot be loaded ({_line(error)}).") from error
 
 
 def _load_config(source: str | Path, revision: str | None) -> CLIPConfig:
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision or "main")
-    except (OSError, ValueError) as error:
+        with _quiet():
+            # Without a word on remote code, a repository that brings some makes transformers ask whether to run it.
+            config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    except _LOAD_ERRORS as error:
         raise InputError(f"--model {source}: no model there, in a folder or on the Hub ({_line(error)}).") from error
     if config.model_type != "clip":
         raise InputError(f"--model {source}: is a {config.model_type!r} model; a CLIPModel ('clip') is needed.")

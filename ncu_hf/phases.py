@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,6 @@ from ncu_hf.errors import InputError
 from ncu_hf.loading import Reference, load_clip, make_prompt
 from ncu_hf.modeling import NCUModel, load_prompt
 from ncu_hf.objectives import Objective
-from ncu_hf.parameters import freeze
 from ncu_hf.trainer import NCUTrainer
 from ncu_hf.workspace import Workspace, resuming
 
@@ -87,10 +87,25 @@ def phase_steps(objective: Objective, training: NCUTrainingArguments, batches_pe
 
 
 def check_phase(run: Run, objective: Objective) -> None:
-    """Find before anything is trained what would stop a phase: wrong sizes, or data that is too short."""
-    phase_steps(objective, run.arguments.training, run.batches_per_epoch())
-    model = build_model(run, objective, copy.deepcopy(run.reference.clip), None)
-    freeze(model, objective, run.arguments.model.adapted_towers)
+    """Find before anything is trained what would stop a phase.
+
+    Raises:
+        InputError: wrong sizes, data that is too short, or a setting that `Trainer` or the optimizer refuses.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # `Trainer` makes the output folder that it is told
+        try:
+            trainer = make_trainer(run, objective, copy.deepcopy(run.reference.clip), None, Path(folder))
+            trainer.create_optimizer()
+        except InputError:
+            raise
+        except (ImportError, ValueError, RuntimeError) as error:
+            raise InputError(f"The trainer refuses its settings: {' '.join(str(error).split())}") from error
+    if trainer.args.get_warmup_steps(trainer.args.max_steps) >= trainer.args.max_steps:
+        logger.warning(
+            "Phase %s has %d steps, all of them warm-up; lower --warmup_steps (below 1 it is a share of the phase).",
+            objective.phase,
+            trainer.args.max_steps,
+        )
 
 
 def run_phase(run: Run, objective: Objective, previous: Path | None) -> Path:
@@ -111,16 +126,7 @@ def run_phase(run: Run, objective: Objective, previous: Path | None) -> Path:
     set_seed(arguments.training.seed)
     clip = load_clip(run.reference.source, run.reference.revision) if previous is None else load_clip(previous)
     folder = run.workspace.phase(objective.phase)
-    trainer = NCUTrainer(
-        build_model(run, objective, clip, previous),
-        phase_arguments(run, objective, folder),
-        objective,
-        run.loader,
-        run.batches_per_epoch(),
-        run.reference.processor,
-        DataHealth(arguments.data.max_bad_fraction, run.source.problems),
-        arguments.model.adapted_towers,
-    )
+    trainer = make_trainer(run, objective, clip, previous, folder)
     checkpoint = last_checkpoint(folder) if resuming(arguments.training) else None
     logger.info(
         "Phase %s: %d steps%s.", objective.phase, trainer.args.max_steps, f", from {checkpoint}" * bool(checkpoint)
@@ -128,6 +134,28 @@ def run_phase(run: Run, objective: Objective, previous: Path | None) -> Path:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_outcome(final)
     return final
+
+
+def make_trainer(run: Run, objective: Objective, clip: CLIPModel, previous: Path | None, folder: Path) -> NCUTrainer:
+    """The trainer of one phase.
+
+    Args:
+        run (`Run`): Settings, data and reference.
+        objective (`Objective`): The phase.
+        clip (`CLIPModel`): Where the phase starts; changed in place.
+        previous (`Path`, *optional*): Outcome of the phase before.
+        folder (`Path`): For checkpoints.
+    """
+    return NCUTrainer(
+        build_model(run, objective, clip, previous),
+        phase_arguments(run, objective, folder),
+        objective,
+        run.loader,
+        run.batches_per_epoch(),
+        run.reference.processor,
+        DataHealth(run.arguments.data.max_bad_fraction, run.source.problems),
+        run.arguments.model.adapted_towers,
+    )
 
 
 def build_model(run: Run, objective: Objective, clip: CLIPModel, previous: Path | None) -> NCUModel:
@@ -147,10 +175,4 @@ def phase_arguments(run: Run, objective: Objective, folder: Path) -> NCUTraining
     arguments.push_to_hub = False
     arguments.max_steps = phase_steps(objective, arguments, run.batches_per_epoch())
     arguments.learning_rate = objective.schedule(run.arguments.training).learning_rate
-    if arguments.get_warmup_steps(arguments.max_steps) >= arguments.max_steps:
-        logger.warning(
-            "Phase %s has %d steps, all of them warm-up; lower --warmup_steps (below 1 it is a share of the phase).",
-            objective.phase,
-            arguments.max_steps,
-        )
     return arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from ncu_hf.assessment import EvaluationPairs, collect_pairs
 from ncu_hf.cli import Arguments, parse_arguments, run_main
 from ncu_hf.config import NCUTrainingArguments
-from ncu_hf.data import PairSource, check_readable, open_pairs
+from ncu_hf.data import PairSource, check_readable, open_pairs, usable_captions
 from ncu_hf.distributed import barrier
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation import ZeroShotSet
@@ -24,7 +25,7 @@ from ncu_hf.loading import load_clip, load_reference, save_initial
 from ncu_hf.modeling import PROMPT_FOLDER, NCUModel, load_prompt
 from ncu_hf.objectives import build_objectives
 from ncu_hf.phases import Run, check_phase, run_phase
-from ncu_hf.workspace import Workspace
+from ncu_hf.workspace import Workspace, resuming
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,16 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
     device = arguments.training.device  # starts the process group
     objectives = build_objectives(arguments.method)
     workspace = Workspace(arguments.training.output_dir)
+    if arguments.training.should_save:
+        workspace.check(arguments)
     source, eval_source = _open_data(arguments)
-    reference = load_reference(arguments.model, source.captions, arguments.training.seed, workspace.initial)
+    reference = load_reference(
+        arguments.model,
+        partial(usable_captions, source),
+        arguments.training.seed,
+        workspace.initial,
+        resume=resuming(arguments.training),
+    )
     prepared = Run(arguments, workspace, source, reference)
     for objective in objectives:
         check_phase(prepared, objective)

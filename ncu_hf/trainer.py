@@ -9,10 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPProcessor, Trainer, TrainerCallback, TrainerState
+from transformers import (
+    CLIPModel,
+    CLIPProcessor,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+)
 
 from ncu_hf.adapters import has_adapters, load_adapters, plain_name, save_adapters
-from ncu_hf.callbacks import ClampLogScale, CountEpochs
+from ncu_hf.callbacks import ClampLogScale, CountEpochs, PlainLog, TerminalLog
 from ncu_hf.checkpoint import (
     last_checkpoint,
     load_optimizer,
@@ -76,6 +84,9 @@ class NCUTrainer(Trainer):
         self._normalization = images.mean, images.std, images.rescale
         own = [ClampLogScale(), CountEpochs(batches_per_epoch)]
         super().__init__(model=model, args=args, processing_class=processor, callbacks=own + (callbacks or []))
+        # One short line instead of a dictionary of twenty numbers.
+        self.pop_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        self.add_callback(PlainLog() if args.disable_tqdm else TerminalLog())
         if self.args.n_gpu > 1:
             raise InputError(
                 f"{self.args.n_gpu} GPUs and one process; start one a GPU: accelerate launch --num_processes "
@@ -101,6 +112,7 @@ class NCUTrainer(Trainer):
             if state.global_step >= self.args.max_steps:
                 self.state = state
                 self._load_from_checkpoint(resume_from_checkpoint)
+                self._load_health(resume_from_checkpoint)
                 return
             self._start_step = state.global_step
             # The loader starts at the right batch by itself; Trainer would decode the earlier ones to skip them.
@@ -118,7 +130,7 @@ class NCUTrainer(Trainer):
         outputs = two_stage_backward(
             partial(self._encode, model),
             split_rows(tensors, self.args.chunk_size),
-            self.objective,
+            self._losses,
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             check=partial(self._check_loss, inputs["keys"]),
             no_sync=partial(self.accelerator.no_sync, model),
@@ -133,6 +145,15 @@ class NCUTrainer(Trainer):
         negative = chunk.get("negative_input_ids", chunk["input_ids"]) if self.objective.needs_negative_text else None
         pixel_values = normalize(chunk["pixel_values"], *self._normalization)
         return model(pixel_values.to(self.model.clip.dtype), chunk["input_ids"], negative)
+
+    def _losses(self, image: Tensor, text: Tensor, negative: Tensor | None, log_scale: Tensor) -> dict[str, Tensor]:
+        """The objective, on embeddings that it is made for."""
+        if not len(image):
+            return {"empty_loss": 0 * log_scale}  # no record of the global batch could be used: nothing is learned
+        total = log_scale + sum(embeds.sum() for embeds in (image, text, negative) if embeds is not None)
+        if not torch.isfinite(total):
+            return {"embedding_loss": total}  # the transport solver would refuse it with less to say than `_check_loss`
+        return self.objective(image, text, negative, log_scale)
 
     def _loader_wait(self) -> float:
         return self.callback_handler.train_dataloader.last_wait_seconds
@@ -234,8 +255,11 @@ class NCUTrainer(Trainer):
             folder = Path(checkpoint)
             load_optimizer(self.optimizer.optimizer, folder)
             self.lr_scheduler.load_state_dict(read_json(folder / "scheduler.json"))
-            if self.args.should_save:
-                self.health.load_state_dict(read_json(folder / "data_health.json"))
+            self._load_health(checkpoint)
+
+    def _load_health(self, checkpoint: str) -> None:
+        if self.args.should_save:  # the counts of all processes: one of them carries them on
+            self.health.load_state_dict(read_json(Path(checkpoint) / "data_health.json"))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:

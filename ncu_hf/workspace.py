@@ -14,8 +14,9 @@ from ncu_hf.errors import InputError
 
 _RUN_FILE = "run.json"
 # Settings of the trainer that change what is learned; a resumed run must have them as they were.
-_TRAINING = [
+LEARNING_SETTINGS = [
     "seed",
+    "data_seed",
     "global_batch_size",
     "gradient_accumulation_steps",
     "num_train_epochs",
@@ -33,7 +34,9 @@ _TRAINING = [
     "max_grad_norm",
     "warmup_steps",
     "optim",
+    "optim_args",
     "lr_scheduler_type",
+    "lr_scheduler_kwargs",
     "bf16",
     "fp16",
 ]
@@ -143,13 +146,14 @@ class Workspace:
 
 def resuming(training: Any) -> bool:
     """Whether `--resume_from_checkpoint` asks for it (`true`, as the flag of `Trainer`)."""
-    return str(training.resume_from_checkpoint).lower() in ("true", "1", "yes")
+    return str(training.resume_from_checkpoint).lower() == "true"
 
 
 def run_settings(arguments: Arguments) -> dict[str, Any]:
     """What determines the result of a run, by flag name."""
     settings = {**asdict(arguments.model), **asdict(arguments.data), **asdict(arguments.method)}
-    for name in _TRAINING:
+    del settings["max_bad_fraction"]  # only stops a run, which then goes on with a higher one
+    for name in LEARNING_SETTINGS:
         value = getattr(arguments.training, name)
-        settings[name] = str(getattr(value, "value", value)) if not isinstance(value, int | float) else value
+        settings[name] = value if isinstance(value, int | float | None) else str(getattr(value, "value", value))
     return settings

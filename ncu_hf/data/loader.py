@@ -80,17 +80,13 @@ class PairLoader:
             )
         self.collator, self.seed, self.start_batch = collator, seed, start_batch
         self.num_workers, self.last_wait_seconds = num_workers, 0.0
+        self._rank = rank
         split = _Split(batch_size, rank, world_size, seed, shuffle)
         if isinstance(source, StreamSource):
             self._reader: _Reader = _StreamReader(source, split)
             self.num_workers = min(num_workers, len(source.shards) // world_size)
         else:
             self._reader = _IndexedReader(source, split)
-        if rank == 0 and self.tail_dropped:
-            logger.info(
-                f"{source.name}: {self.tail_dropped} records of each epoch do not fill a global batch of "
-                f"{batch_size * world_size} and are dropped (other ones in every epoch)."
-            )
 
     @property
     def batches_per_epoch(self) -> int | None:
@@ -103,6 +99,11 @@ class PairLoader:
         return self._reader.tail_dropped
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._rank == 0 and self.tail_dropped:
+            logger.info(
+                "%d pairs of each epoch, other ones in every epoch, do not fill a batch and are dropped.",
+                self.tail_dropped,
+            )
         loader = DataLoader(
             _Batches(self._reader, self.collator, self.seed, self.start_batch),
             batch_size=None,

@@ -248,7 +248,7 @@ def _arrange(attributes: dict[str, str], rng: random.Random) -> list[_Thing]:
     others = [_Thing(c, s, OTHER_SIZE) for c, s in zip(colors, shapes, strict=True)]
     step = RELATIONS[attributes["relation"]][2]
     side = rng.choice((-1, 1))
-    _place(main, step, rng.uniform(0.16, 0.22), rng.uniform(-0.12, 0.12))
+    _place(main, step, rng.uniform(0.15, 0.2), rng.uniform(-0.12, 0.12))
     if rng.random() < THIRD_SHARE:
         _place(others[0], step, rng.uniform(-0.34, -0.28), side * rng.uniform(0.14, 0.3))
         _place(others[1], step, rng.uniform(-0.34, -0.28), -side * rng.uniform(0.14, 0.3))

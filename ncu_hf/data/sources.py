@@ -239,7 +239,7 @@ def _is_usable(caption: Any) -> bool:
     return _fault(clean_caption, caption) is None
 
 
-def usable_captions(source: AnySource) -> list[str]:
+def usable_captions(source: PairSource | StreamSource) -> list[str]:
     """All captions of a source as training sees them, without those that it skips.
 
     Raises:

@@ -24,7 +24,7 @@ def caption_decoder(tokenizer: str) -> Callable[[Any], Any]:
         InputError: the tokenizer cannot be loaded.
     """
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--caption_tokenizer {tokenizer}: cannot be loaded ({reason}).") from error

@@ -1,0 +1,460 @@
+"""Whole runs on a tiny CLIP: what the output folder holds, and that it does not depend on how a run was cut."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPModel, CLIPProcessor, pipeline
+
+from ncu_hf.cli import parse_arguments
+from ncu_hf.data.order import epoch_order
+from ncu_hf.modeling import NCUModel, NegativePrompt
+from ncu_hf.recipe import main, run
+from ncu_hf.trainer import NCUTrainer
+
+TOKEN = "hf_" + "s" * 34
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy"}
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """Flags of a command; an option that is `None` is left out."""
+    return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def command(scenes: Path, clip_folder: Path, output: Path, **changes) -> list[str]:
+    """Flags of a run of 6 steps in each phase, with a checkpoint every 2."""
+    options = {
+        "model": clip_folder,
+        "train_data": scenes,
+        "image_column": "image",
+        "caption_column": "caption",
+        "global_batch_size": 16,
+        "negative_prompt_epochs": 1,
+        "num_train_epochs": 1,
+        "warmup_steps": 1,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "disable_tqdm": "true",
+        "use_cpu": "true",
+        "output_dir": output,
+    }
+    return words({**options, **changes})
+
+
+@pytest.fixture
+def recipe(scenes, clip_folder, tmp_path) -> Callable[..., Path]:
+    """Run the recipe in this process, with some flags changed, into a folder of that name."""
+
+    def start(name: str = "run", **changes) -> Path:
+        arguments, _ = parse_arguments(command(scenes, clip_folder, tmp_path / name, **changes))
+        run(arguments)
+        return tmp_path / name
+
+    return start
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    found = load_file(output / "model.safetensors")
+    prompt = output / "negative_prompt" / "model.safetensors"
+    return {**found, **({f"prompt.{k}": v for k, v in load_file(prompt).items()} if prompt.exists() else {})}
+
+
+def distance(found: Path, expected: Path) -> float:
+    """Largest difference of a weight."""
+    a, b = weights(found), weights(expected)
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in b)
+
+
+def embed(clip: CLIPModel, processor: CLIPProcessor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of two images (2, D) and two texts (2, D)."""
+    images = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    inputs = processor(
+        images=images, text=["a red circle", "two small squares"], return_tensors="pt", padding=True, truncation=True
+    )
+    with torch.no_grad():
+        outputs = clip.eval()(**inputs)
+    return outputs.image_embeds, outputs.text_embeds
+
+
+def load_plain(folder: Path) -> CLIPModel:
+    """A stock `CLIPModel` that takes every weight from `folder`, and leaves none there."""
+    clip, report = CLIPModel.from_pretrained(folder, output_loading_info=True)
+    assert type(clip) is CLIPModel
+    assert {key: list(found) for key, found in report.items() if found} == {}
+    return clip
+
+
+def read_strictly(path: Path) -> Any:
+    """JSON as the standard has it: without NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path} holds {constant}")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+# One whole run
+
+
+@pytest.fixture(scope="module")
+def finished(scenes, clip_folder, tmp_path_factory) -> Iterator[tuple[Path, list[NCUTrainer]]]:
+    """Output folder of a run with evaluation, and the trainers of its phases as they ended."""
+    output = tmp_path_factory.mktemp("recipe") / "run"
+    trainers, save_outcome = [], NCUTrainer.save_outcome
+
+    def keep(trainer: NCUTrainer, folder: Path) -> None:
+        trainers.append(trainer)
+        save_outcome(trainer, folder)
+
+    flags = command(scenes, clip_folder, output, eval_data=scenes, hub_token=TOKEN, forget_ratio=0.25)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NCUTrainer, "save_outcome", keep)
+        patch.setattr(sys, "argv", ["ncu.py", *flags])
+        main({})
+    yield output, trainers
+
+
+def test_layout(finished, clip_folder, tmp_path):
+    output, _ = finished
+    CLIPProcessor.from_pretrained(clip_folder).save_pretrained(tmp_path)
+    model = {"config.json", "model.safetensors", "negative_prompt", *(path.name for path in tmp_path.iterdir())}
+    evidence = {"README.md", "run.json", "results.json", "data_health.json", "plots"}
+
+    def names(*folder: str) -> set[str]:
+        return {path.name for path in output.joinpath(*folder).iterdir()}
+
+    assert names() == model | evidence | {"phases"}
+    assert names("plots") == {"losses.png", "similarities.png"}
+    assert names("negative_prompt") == {"config.json", "model.safetensors"}
+    assert names("phases") == {"negative_prompt", "unlearning"}
+    state = {"optimizer.json", "optimizer.safetensors", "scheduler.json", "trainer_state.json", "data_health.json"}
+    for phase in names("phases"):
+        assert names("phases", phase) == {"checkpoint-4", "checkpoint-6", "final"}
+        assert names("phases", phase, "final") == model | {"phase.json"}
+        assert names("phases", phase, "checkpoint-4") == model | state
+
+
+def test_nothing_is_pickled(finished):
+    files = [path for path in finished[0].rglob("*") if path.is_file()]
+    assert [path for path in files if path.suffix in PICKLES] == []
+    # The first bytes of a pickle of protocol 2 to 5, and of the zip that `torch.save` writes.
+    starts = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+    assert [path for path in files if path.read_bytes()[:4].startswith(starts)] == []
+
+
+def test_every_folder_with_a_model_is_a_plain_clip(finished, clip_folder):
+    folders = [path.parent for path in finished[0].rglob("model.safetensors") if path.parent.name != "negative_prompt"]
+    assert len(folders) == 1 + 2 * 3
+    reference = CLIPModel.from_pretrained(clip_folder)
+    for folder in folders:
+        clip = load_plain(folder)
+        assert clip.state_dict().keys() == reference.state_dict().keys()
+        assert clip.config.to_dict().keys() == reference.config.to_dict().keys()
+
+
+def test_the_result_is_the_trained_model(finished, clip_folder):
+    output, (first, second) = finished
+    processor = CLIPProcessor.from_pretrained(output)
+    found = embed(load_plain(output), processor)
+    for same in (second.model.clip, load_plain(output / "phases/unlearning/final")):
+        for a, b in zip(found, embed(same, processor), strict=True):
+            assert a.equal(b)
+    for other in (first.model.clip, CLIPModel.from_pretrained(clip_folder)):
+        assert not any(a.equal(b) for a, b in zip(found, embed(other, processor), strict=True))
+
+
+def test_the_phases_follow_each_other(finished):
+    """Phase 2 starts from the model and the prompt of phase 1, and leaves the prompt as it is."""
+    output, (first, second) = finished
+    phases = output / "phases"
+    assert distance(phases / "negative_prompt/final", phases / "unlearning/final") > 0
+    prompts = [first.model.negative_prompt.vectors, second.model.negative_prompt.vectors]
+    prompts += [NegativePrompt.from_pretrained(output, subfolder="negative_prompt").vectors]
+    assert prompts[0].equal(prompts[1])
+    assert prompts[0].equal(prompts[2])
+    assert prompts[0].shape == (8, 32)
+    assert NCUModel.from_pretrained(output).negative_prompt.vectors.equal(prompts[0])
+    assert not second.model.negative_prompt.vectors.requires_grad
+
+
+def test_the_processor_comes_along(finished, clip_folder):
+    found, expected = (CLIPProcessor.from_pretrained(folder) for folder in (finished[0], clip_folder))
+    text = "a small red circle above two blue squares"
+    assert found.tokenizer(text)["input_ids"] == expected.tokenizer(text)["input_ids"]
+    assert found.image_processor.to_dict() == expected.image_processor.to_dict()
+    classify = pipeline("zero-shot-image-classification", model=str(finished[0]))
+    answer = classify(Image.new("RGB", (32, 32), "red"), candidate_labels=["red", "blue"])
+    assert sum(label["score"] for label in answer) == pytest.approx(1, abs=1e-4)
+
+
+def test_numbers(finished):
+    output, _ = finished
+    results = read_strictly(output / "results.json")
+    for group, measure in (("retrieval", "mean_recall"), ("forget_set", "auroc"), ("similarity", "positives")):
+        assert set(results[group]) == {"before", "after"}
+        assert measure in results[group]["after"], results[group]["after"].keys()
+    assert results["data"]["n_pairs"] == 96
+    assert [(phase["name"], phase["steps"], phase["epochs"]) for phase in results["phases"]] == [
+        ("negative_prompt", 6, 1),
+        ("unlearning", 6, 1),
+    ]
+    assert results["paper_hyperparameters"]["global_batch_size"] == 2048
+    assert results["hyperparameters"]["global_batch_size"] == 16
+    assert results["prompt"] == {"folder": "negative_prompt", "length": 8}
+    health = read_strictly(output / "data_health.json")
+    assert (health["seen"], health["skipped"], health["bad_fraction"]) == (2 * 96, 0, 0)
+
+
+def test_card(finished):
+    text = (finished[0] / "README.md").read_text(encoding="utf-8")
+    card = ModelCard(text)
+    assert {"clip", "noisy-correspondence"} <= set(card.data.tags)
+    assert card.data.model_name == "run"
+    assert len(card.data.eval_results) == 6
+    assert "nan" not in text.lower().split()
+    assert "None" not in text
+    for link in ("plots/losses.png", "plots/similarities.png", "negative_prompt/"):
+        assert link in text
+        assert (finished[0] / link).exists()
+
+
+def test_no_access_token_is_written(finished):
+    found = [path for path in finished[0].rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert found == []
+    assert "--forget_ratio 0.25" in read_strictly(finished[0] / "results.json")["command"]
+
+
+# Methods and settings
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"formulation": "paper"},
+        {"forget_ratio": 0},
+        {"bf16": "true"},
+        {"augment_negative_captions": "true"},
+        {"streaming": "true", "train_pairs": 96},
+        pytest.param({"formulation": "paper", "forget_ratio": 0.9}, marks=pytest.mark.slow),
+        pytest.param({"random_crop": "false"}, marks=pytest.mark.slow),
+        pytest.param({"noise_share": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"max_grad_norm": 1, "optim": "sgd"}, marks=pytest.mark.slow),
+    ],
+)
+def test_settings(changes, recipe, clip_folder):
+    output = recipe(**changes)
+    clip = load_plain(output)
+    assert all(weight.isfinite().all() and weight.dtype == torch.float32 for weight in clip.state_dict().values())
+    assert not clip.logit_scale.equal(CLIPModel.from_pretrained(clip_folder).logit_scale)
+    read_strictly(output / "results.json")
+    assert "None" not in (output / "README.md").read_text(encoding="utf-8")
+
+
+def test_clip_from_scratch(recipe):
+    output = recipe(model=None, model_config="tiny", vocab_size=600, method="clip")
+    clip, initial = load_plain(output), load_plain(output / "initial")
+    assert clip.state_dict().keys() == initial.state_dict().keys()
+    assert not clip.logit_scale.equal(initial.logit_scale)
+    assert not (output / "negative_prompt").exists()
+    assert {path.name for path in (output / "phases").iterdir()} == {"contrastive"}
+    results = read_strictly(output / "results.json")
+    assert set(results["forget_set"]) == {"after"}
+    assert "paper_hyperparameters" not in results
+    assert "negative" not in (output / "README.md").read_text(encoding="utf-8").lower().replace("negatives", "")
+    processor = CLIPProcessor.from_pretrained(output)
+    assert processor.tokenizer.model_max_length == clip.config.text_config.max_position_embeddings
+
+
+def test_clip_continued(recipe, clip_folder):
+    output = recipe(method="clip")
+    assert not (output / "negative_prompt").exists()
+    assert distance(output, clip_folder) > 0
+    assert set(read_strictly(output / "results.json")["forget_set"]) == {"before", "after"}
+
+
+def test_from_scratch_on_data_with_holes(recipe, scenes, tmp_path):
+    """A missing caption is skipped in training, so the tokenizer has to do without it too."""
+    table = pq.read_table(scenes, columns=["image", "caption"])
+    captions = table.column("caption").to_pylist()
+    captions[3], captions[40] = None, "  "
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(table.set_column(1, "caption", pa.array(captions, pa.string())), path)
+    output = recipe(train_data=path, model=None, model_config="tiny", vocab_size=600, method="clip")
+    assert read_strictly(output / "data_health.json")["reasons"] == {"missing_caption": 1, "empty_caption": 1}
+
+
+def test_overwriting_starts_from_new_weights(recipe):
+    """Also where the earlier run has left the model that it started from."""
+    scratch = {"model": None, "model_config": "tiny", "vocab_size": 600, "method": "clip", "max_steps": 1}
+    recipe("first", **scratch)
+    recipe("second", **scratch, seed=7)
+    recipe("first", **scratch, seed=7, overwrite_output_dir="true")
+    first, second = recipe("first", **scratch, seed=7, resume_from_checkpoint="true"), recipe("third", **scratch)
+    folder = first.parent
+    assert distance(folder / "first", folder / "second") == 0
+    assert distance(folder / "first" / "initial", folder / "second" / "initial") == 0
+    assert distance(folder / "first", second) > 0
+
+
+# LoRA
+
+
+@pytest.mark.parametrize("towers", ["text", "vision", "text,vision"])
+def test_lora_leaves_a_plain_model(towers, recipe, clip_folder, monkeypatch):
+    trainers, save_outcome = [], NCUTrainer.save_outcome
+    monkeypatch.setattr(
+        NCUTrainer, "save_outcome", lambda trainer, folder: (trainers.append(trainer), save_outcome(trainer, folder))
+    )
+    output = recipe(lora_rank=4, lora_towers=towers, learning_rate=1e-3)
+    before, after = load_file(clip_folder / "model.safetensors"), load_file(output / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in after.items()} == {n: t.shape for n, t in before.items()}
+    load_plain(output)
+    changed = {name for name in before if not before[name].equal(after[name])}
+    for tower in ("text", "vision"):
+        linear = f"{tower}_model.encoder.layers.1.self_attn.q_proj.weight"
+        own = f"{tower}_model.encoder.layers.1.layer_norm1.weight"
+        assert linear in changed
+        assert (own in changed) == (tower not in towers)
+    processor = CLIPProcessor.from_pretrained(output)
+    # Unmerged, in memory, against merged, from disk.
+    for a, b in zip(embed(load_plain(output), processor), embed(trainers[-1].model.clip, processor), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+# However a run is cut
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the library may catch it."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_rank": 4, "lora_towers": "text"},
+        {"gradient_accumulation_steps": 2, "save_steps": 1},
+        {"model": None, "model_config": "tiny", "vocab_size": 600, "method": "clip", "num_train_epochs": 2},
+        pytest.param({"lora_rank": 4}, marks=pytest.mark.slow),
+        pytest.param({"bf16": "true"}, marks=pytest.mark.slow),
+        pytest.param({"optim": "adafactor"}, marks=pytest.mark.slow),
+        pytest.param({"augment_negative_captions": "true", "dataloader_num_workers": 2}, marks=pytest.mark.slow),
+        pytest.param({"streaming": "true", "train_pairs": 96}, marks=pytest.mark.slow),
+    ],
+)
+def test_resumed_runs_end_in_the_same_weights(changes, recipe, monkeypatch):
+    whole = recipe("whole", **changes)
+    training_step, save_outcome, calls = NCUTrainer.training_step, NCUTrainer.save_outcome, {"batch": 0, "outcome": 0}
+
+    def batch(trainer: NCUTrainer, *args):
+        calls["batch"] += 1
+        if calls["batch"] in (6, 12):  # on the way to step 6 of phase 1, and in the one after that
+            raise Killed
+        return training_step(trainer, *args)
+
+    def outcome(trainer: NCUTrainer, folder: Path):
+        calls["outcome"] += 1
+        if calls["outcome"] == 1:  # the last step has its checkpoint, but the phase has no outcome yet
+            raise Killed
+        save_outcome(trainer, folder)
+
+    monkeypatch.setattr(NCUTrainer, "training_step", batch)
+    monkeypatch.setattr(NCUTrainer, "save_outcome", outcome)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            recipe("cut", **changes, resume_from_checkpoint="true")
+    cut = recipe("cut", **changes, resume_from_checkpoint="true")
+    assert distance(cut, whole) == 0
+    found, expected = (read_strictly(folder / "data_health.json") for folder in (cut, whole))
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [({"chunk_size": 5}, 1e-5), pytest.param({"dataloader_num_workers": 2}, 0, marks=pytest.mark.slow)],
+)
+def test_chunks_and_workers_change_nothing(changes, tolerance, recipe, finished):
+    # Adam's step on a gradient of rounding errors is one of full size: a larger epsilon makes it what it should be.
+    steady = {"adam_epsilon": 1e-2, "learning_rate": 1e-3}
+    whole, cut = recipe("whole", **steady), recipe("cut", **steady, **changes)
+    assert distance(cut, whole) <= tolerance
+    assert distance(whole, finished[0]) > 100 * tolerance
+
+
+# Records that cannot be used
+
+
+def with_unreadable_images(scenes: Path, rows: list[int], folder: Path) -> Path:
+    table = pq.read_table(scenes, columns=["key", "image", "caption"])
+    columns = table.to_pydict()
+    stored = [image["bytes"] if isinstance(image, dict) else image for image in columns["image"]]
+    columns["image"] = [b"no image" if row in rows else image for row, image in enumerate(stored)]
+    path = folder / "pairs.parquet"
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_an_unreadable_image_is_skipped_and_counted(recipe, scenes, tmp_path, capfd):
+    path = with_unreadable_images(scenes, [50], tmp_path)
+    output = recipe(train_data=path, eval_data=scenes)
+    health = read_strictly(output / "data_health.json")
+    assert (health["seen"], health["skipped"], health["reasons"]) == (192, 2, {"undecodable": 2})  # once an epoch
+    assert health["bad_fraction"] == pytest.approx(2 / 192)
+    assert [example[0] for example in health["examples"]["undecodable"]] == ["scene-0000050"]
+    assert "| skipped: undecodable | 2 | scene-0000050 (pairs.parquet) |" in capfd.readouterr().out
+    assert "192" in (output / "README.md").read_text(encoding="utf-8")
+
+
+def test_too_many_unreadable_images(recipe, scenes, clip_folder, tmp_path, monkeypatch, capfd):
+    path = with_unreadable_images(scenes, list(range(0, 96, 8)), tmp_path)
+    flags = command(path, clip_folder, tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["ncu.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        main({})
+    assert stopped.value.code == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith(("error: ", "Traceback"))]
+    for part in ("12 of 96 records", "12.5%", "'undecodable'", "--max_bad_fraction"):
+        assert part in line
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    output = recipe(train_data=path, max_bad_fraction=0.2, resume_from_checkpoint="true")  # as the line says
+    assert read_strictly(output / "data_health.json")["reasons"] == {"undecodable": 24}
+
+
+# Two processes
+
+
+def test_two_processes_give_the_result_of_one(recipe, scenes, clip_folder, tmp_path, launch):
+    """The second process cannot use a single record of its part of the second batch, and still takes part."""
+    second = epoch_order(96, seed=42, epoch=0, shuffle=True)[16 + 8 : 16 + 16].tolist()
+    path = with_unreadable_images(scenes, second, tmp_path)
+    changes = {
+        "train_data": path,
+        "eval_data": scenes,
+        "max_bad_fraction": 1.0,
+        "adam_epsilon": 1e-2,
+        "learning_rate": 1e-3,
+        "negative_prompt_learning_rate": 1e-3,
+    }
+    one = recipe("one", **changes)
+    done = launch(2, "recipes/ncu.py", *command(scenes, clip_folder, tmp_path / "two", **changes))
+    assert distance(tmp_path / "two", one) < 1e-4
+    before, after = load_file(clip_folder / "model.safetensors"), load_file(one / "model.safetensors")
+    assert max((before[name] - after[name]).abs().max().item() for name in before) > 1e-3
+    lines = [line for line in done.stdout.splitlines() if line.startswith("step ")]
+    assert len(lines) == 12
+    assert done.stdout.count("mean recall") == 1
+    found, expected = (read_strictly(folder / "data_health.json") for folder in (tmp_path / "two", one))
+    assert (found["seen"], found["reasons"]) == (expected["seen"], expected["reasons"]) == (192, {"undecodable": 16})
+    assert math.isfinite(read_strictly(tmp_path / "two" / "results.json")["retrieval"]["after"]["mean_recall"])
