@@ -165,8 +165,9 @@ def _results(run: Run, evidence: Evidence, plots: dict[str, str]) -> dict[str, A
     if arguments.method.method != "clip":
         results["formulation"] = arguments.method.formulation
         results["paper_hyperparameters"] = _paper_hyperparameters()
-    if (run.workspace.folder / PROMPT_FOLDER).is_dir():
-        results["prompt"] = {"folder": PROMPT_FOLDER, "length": arguments.model.prompt_length}
+    prompt = run.workspace.folder / PROMPT_FOLDER
+    if prompt.is_dir():
+        results["prompt"] = {"folder": PROMPT_FOLDER, "length": read_json(prompt / "config.json")["length"]}
     return results
 
 

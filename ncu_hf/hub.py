@@ -5,13 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.errors import InputError
 
 # Checkpoints, the model before training, and settings that name local folders stay here.
 _LOCAL = ["phases/**", "initial/**", "run.json", ".*"]
+
+# `HfHubHTTPError` and the errors of the HTTP client below it are `OSError` or share this base, by release.
+_HUB_ERRORS = (HfHubHTTPError, HfHubHTTPError.__bases__[0], HFValidationError, OSError, ValueError)
+
+
+def check_login(training: NCUTrainingArguments) -> None:
+    """Find out before training whether there is a token that the Hub knows.
+
+    Raises:
+        InputError: none, or the Hub refuses it or cannot be reached.
+    """
+    try:
+        HfApi(token=training.hub_token).whoami()
+    except _HUB_ERRORS as error:
+        raise InputError(
+            f"--push_to_hub: no access to the Hub ({_line(error)}). Log in with: hf auth login."
+        ) from error
 
 
 def publish(folder: Path, training: NCUTrainingArguments) -> str:
@@ -40,8 +57,12 @@ def publish(folder: Path, training: NCUTrainingArguments) -> str:
             commit_message="Model, card and measurements",
             ignore_patterns=_LOCAL,
         ).commit_url
-    except HfHubHTTPError as error:
+    except _HUB_ERRORS as error:
         raise InputError(
-            f"--push_to_hub: the Hub refused ({' '.join(str(error).split())[:300]}). The result is in {folder}; "
+            f"--push_to_hub: not published ({_line(error)}). The result is in {folder}; "
             "the same command with --resume_from_checkpoint true tries again."
         ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -20,7 +20,7 @@ from ncu_hf.distributed import barrier
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation import ZeroShotSet
 from ncu_hf.evidence import collect_evidence, summary, write_evidence
-from ncu_hf.hub import publish
+from ncu_hf.hub import check_login, publish
 from ncu_hf.loading import load_clip, load_reference, save_initial
 from ncu_hf.modeling import PROMPT_FOLDER, NCUModel, load_prompt
 from ncu_hf.objectives import build_objectives
@@ -64,6 +64,8 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
     workspace = Workspace(arguments.training.output_dir)
     if arguments.training.should_save:
         workspace.check(arguments)
+        if arguments.training.push_to_hub:
+            check_login(arguments.training)
     source, eval_source = _open_data(arguments)
     reference = load_reference(
         arguments.model,
@@ -77,7 +79,7 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
         check_phase(prepared, objective)
     pairs = None if eval_source is None else collect_pairs(eval_source, arguments.data.eval_limit)
     if arguments.training.should_save:
-        workspace.open(arguments)
+        workspace.open(arguments, source.fingerprint)
         if arguments.model.model is None:
             save_initial(reference)
     barrier()

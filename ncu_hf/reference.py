@@ -190,7 +190,7 @@ def _texts(captions: Iterable[str] | None) -> Iterator[str]:
 def _load_tokenizer(name: str, context: int) -> PreTrainedTokenizerBase:
     """A tokenizer that exists already, checked to end every text with its end token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"tokenizer {name!r}: cannot be loaded ({reason}). Give a folder or a Hub id.") from error

@@ -13,6 +13,7 @@ from ncu_hf.cli import Arguments
 from ncu_hf.errors import InputError
 
 _RUN_FILE = "run.json"
+_FINGERPRINT = "data_fingerprint"
 # Settings of the trainer that change what is learned; a resumed run must have them as they were.
 LEARNING_SETTINGS = [
     "seed",
@@ -94,18 +95,25 @@ class Workspace:
                 "on with its run, or --overwrite_output_dir to delete it."
             )
 
-    def open(self, arguments: Arguments) -> None:
+    def open(self, arguments: Arguments, data_fingerprint: str) -> None:
         """Make the folder ready: delete an earlier run if that was asked for, write the settings.
 
         Raises:
-            InputError: see [`check`].
+            InputError: see [`check`]; or the training data are not those that the run to go on with was started on.
         """
         self.check(arguments)
+        if resuming(arguments.training) and (self.folder / _RUN_FILE).is_file():
+            earlier = read_json(self.folder / _RUN_FILE).get(_FINGERPRINT)
+            if earlier != data_fingerprint:
+                raise InputError(
+                    f"--resume_from_checkpoint: --train_data {arguments.data.train_data} has changed since the run in "
+                    f"{self.folder} was started; give a new --output_dir."
+                )
         if arguments.training.overwrite_output_dir and not resuming(arguments.training) and self.folder.is_dir():
             shutil.rmtree(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / _RUN_FILE, run_settings(arguments))
+            write_json(self.folder / _RUN_FILE, {**run_settings(arguments), _FINGERPRINT: data_fingerprint})
         except OSError as error:
             raise InputError(f"--output_dir {self.folder}: cannot be written ({error.strerror}).") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from ncu_hf.data.scenes import draw_scene, write_scenes
 from ncu_hf.reference import build_reference
 
 ROOT = Path(__file__).resolve().parent.parent
+# For this process and all that tests start: one thread each, the checkout first, no network.
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 START, END, VOCABULARY, CONTEXT = 118, 119, 120, 20
 
 
@@ -68,22 +71,9 @@ def launch() -> Callable[..., subprocess.CompletedProcess]:
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env=worker_env(),
         )
         if check and done.returncode:
             pytest.fail(f"{script} on {processes} processes: exit code {done.returncode}\n{done.stderr[-4000:]}")
         return done
 
     return run
-
-
-def worker_env() -> dict[str, str]:
-    import os
-
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "ACCELERATE_USE_CPU": "true",
-        "HF_HUB_OFFLINE": "1",
-    }

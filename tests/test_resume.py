@@ -28,12 +28,8 @@ def command(scenes: Path, clip_folder: Path, output: Path, *more: str) -> list[s
     ]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-
-
 def finish(words: list, *more: str) -> None:
-    done = subprocess.run([*map(str, words), *more], env=environment(), capture_output=True, text=True)
+    done = subprocess.run([*map(str, words), *more], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -41,7 +37,6 @@ def kill_when(words: list, *more: str, ready) -> None:
     """Start the command and SIGKILL it (and its workers) as soon as `ready()`."""
     process = subprocess.Popen(
         [*map(str, words), *more],
-        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -98,7 +93,7 @@ def test_killed_at_random_moments(scenes, clip_folder, uninterrupted, tmp_path, 
     draw = random.Random(workers)
     for _ in range(6):
         limit = time.monotonic() + draw.uniform(5, 14)
-        process = subprocess.Popen(list(map(str, words)), env=environment(), start_new_session=True)
+        process = subprocess.Popen(list(map(str, words)), start_new_session=True)
         while process.poll() is None and time.monotonic() < limit:
             time.sleep(0.05)
         if process.poll() is None:
