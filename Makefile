@@ -1,19 +1,21 @@
 # Each target does its own set-up: a virtual environment in .venv, pinned by constraints.txt, made once.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+CONSTRAINTS := constraints.txt
+EXTRAS := test,quality
+BIN = $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo test test-all test-oldest lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-$(VENV)/.ready: setup.cfg constraints.txt
+$(VENV)/.ready: setup.cfg $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,quality]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
 	touch $@
 
 setup: $(VENV)/.ready  ## make the virtual environment
@@ -27,9 +29,12 @@ test: setup  ## run the default tests
 test-all: setup  ## run the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow" $(TEST_ARGS)
 
+test-oldest:  ## run the default tests with the oldest versions that setup.cfg admits
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=test
+
 lint: setup  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean:  ## remove the virtual environment and build leftovers (never a run's output)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+clean:  ## remove the virtual environments and build leftovers (never a run's output)
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
 
@@ -235,10 +235,10 @@ class NCUTrainingArguments(TrainingArguments):
 
     def _refuse_unsupported(self) -> None:
         """Better an error than a run that ignores a flag."""
-        for name, instead in _UNSUPPORTED.items():
-            value = getattr(self, name)
-            if getattr(value, "value", value) != getattr(TrainingArguments, name):
-                raise InputError(f"--{name} is not supported: {instead}.")
+        for setting in fields(TrainingArguments):  # which of them exist depends on the release of transformers
+            value = getattr(self, setting.name)
+            if setting.name in _UNSUPPORTED and getattr(value, "value", value) != setting.default:
+                raise InputError(f"--{setting.name} is not supported: {_UNSUPPORTED[setting.name]}.")
 
     def _resolve_batch(self) -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
