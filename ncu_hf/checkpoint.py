@@ -50,9 +50,13 @@ def rotate_checkpoints(folder: Path, limit: int | None) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, replacing the file in one step."""
+    """Write JSON, replacing the file in one step.
+
+    A lone surrogate (half a character, or a byte of a file name that is not UTF-8) becomes its JSON escape.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(partial, path)
 
 

@@ -12,7 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ncu_hf.config import DataArguments, MethodArguments, ModelArguments, NCUTrainingArguments
-from ncu_hf.errors import InputError, TrainingStopped, nearest
+from ncu_hf.errors import InputError, TrainingStopped, nearest, one_line
 
 STOPPED, BAD_INPUT = 1, 2
 # Seconds after which another process than the first reports its error: where all have the same one, the launcher has
@@ -69,7 +69,7 @@ def parse_arguments(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
     except (TypeError, ValueError) as error:
-        raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from error
+        raise error if isinstance(error, InputError) else InputError(one_line(error)) from error
     if unknown:
         flag = unknown[0].split("=")[0]
         raise InputError(f"unknown flag {flag!r}.{nearest(flag.lstrip('-'), known)} --help lists all flags.")
@@ -109,10 +109,11 @@ def _read_yaml(path: str | None, known: set[str]) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: cannot be read ({' '.join(str(error).split())}).") from error
+        raise InputError(f"--config {path}: cannot be read ({one_line(error)}).") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path}: expected lines of 'flag: value'.")
     for key in values:
         if key not in known:
             raise InputError(f"--config {path}: unknown key {key!r}.{nearest(str(key), known)}")
-    return values
+    # argparse checks the type of a default that is text, and takes any other as it is.
+    return {key: str(value) if type(value) in (int, float) else value for key, value in values.items()}

@@ -77,7 +77,9 @@ class DataArguments:
     split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
     eval_split: str = field(default="test", metadata={"help": "Split of a Hub data set that is evaluated on."})
     data_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
-    streaming: bool = field(default=False, metadata={"help": "Stream a Hub data set instead of downloading it."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read a Hub data set without downloading it, or parquet files, as a stream."}
+    )
     train_pairs: int | None = field(
         default=None, metadata={"help": "Number of pairs of a stream, so that its epochs can be counted."}
     )
@@ -106,6 +108,12 @@ class DataArguments:
         for name, value in (("noise_share", self.noise_share), ("max_bad_fraction", self.max_bad_fraction)):
             if not 0 <= value <= 1:
                 raise InputError(f"--{name} is a share between 0 and 1, got {value}.")
+        for name in ("train_pairs", "train_limit", "eval_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} must be at least 1, got {value}.")
+        if self.noise_seed < 0:
+            raise InputError(f"--noise_seed must not be negative, got {self.noise_seed}.")
         if not 0 < self.crop_scale_min <= 1:
             raise InputError(f"--crop_scale_min is a share of the area in (0, 1], got {self.crop_scale_min}.")
 

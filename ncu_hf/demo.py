@@ -55,7 +55,7 @@ class SceneArguments:
     train_scenes: int = field(default=8000, metadata={"help": "Pairs to train on."})
     eval_scenes: int = field(default=1000, metadata={"help": "Clean pairs to measure on."})
     scene_seed: int = field(default=0, metadata={"help": "Seed of the scenes."})
-    reference_epochs: float = field(default=10, metadata={"help": "Epochs of the reference CLIP, from scratch."})
+    reference_epochs: float = field(default=16, metadata={"help": "Epochs of the reference CLIP, from scratch."})
     reference_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this": a recipe prints it as one line and exits with code 2."""
+"""The two exceptions that a recipe prints as one line: wrong input (exit code 2) and a run that cannot go on (1)."""
 
 from __future__ import annotations
 
@@ -36,5 +36,10 @@ def one_of(name: str, value: str, known: Iterable[str]) -> str:
     return value
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Another library's message as one line of at most `limit` characters; the error's class if it has no message."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 class TrainingStopped(RuntimeError):
-    """The run cannot go on (non-finite loss, too many bad records). The message is one line; nothing is lost."""
+    """The run cannot go on: its loss is not finite. The message is one line; nothing is lost."""

@@ -142,7 +142,7 @@ def _results(run: Run, evidence: Evidence, plots: dict[str, str]) -> dict[str, A
     arguments, health = run.arguments, evidence.health
     numbers = {side: evaluation.numbers for side, evaluation in evidence.evaluations.items()}
     results = {
-        "model_name": Path(run.workspace.folder).resolve().name,
+        "model_name": run.workspace.folder.resolve().name,
         "method": arguments.method.method,
         "base_model": _base_model(run),
         "hub_model_id": arguments.training.hub_model_id,
@@ -204,9 +204,11 @@ def _describe_data(run: Run) -> dict[str, Any]:
 
 
 def _hyperparameters(arguments: Arguments) -> dict[str, Any]:
-    """What determines the result, apart from model and data."""
+    """What determines the result, apart from the model that it starts from and the data."""
     settings = run_settings(arguments)
     chosen = {name: settings[name] for name in LEARNING_SETTINGS}
+    if arguments.model.adapted_towers:
+        chosen |= {name: settings[name] for name in ("lora_rank", "lora_alpha", "lora_towers")}
     if arguments.method.method == "clip":
         return {name: value for name, value in chosen.items() if "prompt" not in name}
     return {**asdict(arguments.method), **chosen}

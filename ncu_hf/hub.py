@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ncu_hf.config import NCUTrainingArguments
-from ncu_hf.errors import InputError
+from ncu_hf.errors import InputError, one_line
 
 # Checkpoints, the model before training, and settings that name local folders stay here.
 _LOCAL = ["phases/**", "initial/**", "run.json", ".*"]
@@ -27,7 +27,7 @@ def check_login(training: NCUTrainingArguments) -> None:
         HfApi(token=training.hub_token).whoami()
     except _HUB_ERRORS as error:
         raise InputError(
-            f"--push_to_hub: no access to the Hub ({_line(error)}). Log in with: hf auth login."
+            f"--push_to_hub: no access to the Hub ({one_line(error)}). Log in with: hf auth login."
         ) from error
 
 
@@ -59,10 +59,6 @@ def publish(folder: Path, training: NCUTrainingArguments) -> str:
         ).commit_url
     except _HUB_ERRORS as error:
         raise InputError(
-            f"--push_to_hub: not published ({_line(error)}). The result is in {folder}; "
+            f"--push_to_hub: not published ({one_line(error)}). The result is in {folder}; "
             "the same command with --resume_from_checkpoint true tries again."
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

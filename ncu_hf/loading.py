@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from ncu_hf.checkpoint import write_atomically
 from ncu_hf.config import ModelArguments
-from ncu_hf.errors import InputError
+from ncu_hf.errors import InputError, one_line
 from ncu_hf.modeling import PROMPT_FOLDER, NegativePrompt, NegativePromptConfig
 from ncu_hf.reference import build_reference
 
@@ -54,7 +54,7 @@ def load_clip(source: str | Path, revision: str | None = None) -> CLIPModel:
         with _quiet():
             clip, report = CLIPModel.from_pretrained(source, config=config, revision=revision or "main", **options)
     except _LOAD_ERRORS as error:
-        raise InputError(f"--model {source}: its weights cannot be loaded ({_line(error)}).") from error
+        raise InputError(f"--model {source}: its weights cannot be loaded ({one_line(error)}).") from error
     if report["missing_keys"]:
         raise InputError(f"--model {source}: its weights lack {', '.join(sorted(report['missing_keys'])[:3])}, ...")
     if report["mismatched_keys"]:
@@ -84,7 +84,7 @@ def load_processor(source: str | Path, clip: CLIPModel, revision: str | None = N
         with _quiet():
             processor = CLIPProcessor.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise InputError(f"--model {source}: no CLIPProcessor can be loaded from it ({_line(error)}).") from error
+        raise InputError(f"--model {source}: no CLIPProcessor can be loaded from it ({one_line(error)}).") from error
     text, tokenizer = clip.config.text_config, processor.tokenizer
     if tokenizer.model_max_length != text.max_position_embeddings:
         raise InputError(
@@ -154,7 +154,11 @@ def save_initial(reference: Reference) -> None:
 
 
 def make_prompt(arguments: ModelArguments, clip: CLIPModel) -> NegativePrompt:
-    """The negative prompt that phase 1 starts from: saved earlier, or drawn from N(0, 0.02²)."""
+    """The negative prompt that phase 1 starts from: saved earlier, or drawn from N(0, 0.02²).
+
+    Raises:
+        InputError: `arguments.negative_prompt` names nothing that can be loaded.
+    """
     if arguments.negative_prompt is None:
         width = clip.config.text_config.hidden_size
         return NegativePrompt(NegativePromptConfig(length=arguments.prompt_length, width=width))
@@ -166,7 +170,7 @@ def make_prompt(arguments: ModelArguments, clip: CLIPModel) -> NegativePrompt:
                 source, subfolder=subfolder, use_safetensors=True, dtype=torch.float32
             )
     except _LOAD_ERRORS as error:
-        raise InputError(f"--negative_prompt {source}: cannot be loaded ({_line(error)}).") from error
+        raise InputError(f"--negative_prompt {source}: cannot be loaded ({one_line(error)}).") from error
 
 
 def _load_config(source: str | Path, revision: str | None) -> CLIPConfig:
@@ -175,11 +179,7 @@ def _load_config(source: str | Path, revision: str | None) -> CLIPConfig:
             # Without a word on remote code, a repository that brings some makes transformers ask whether to run it.
             config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise InputError(f"--model {source}: no model there, in a folder or on the Hub ({_line(error)}).") from error
+        raise InputError(f"--model {source}: no model there, in a folder or on the Hub ({one_line(error)}).") from error
     if config.model_type != "clip":
         raise InputError(f"--model {source}: is a {config.model_type!r} model; a CLIPModel ('clip') is needed.")
     return config
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

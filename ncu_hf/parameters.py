@@ -39,11 +39,6 @@ def freeze(model: NCUModel, objective: Objective, adapted_towers: tuple[str, ...
         parameter.requires_grad_(objective.trains(plain_name(name), layers) and adapted == is_adapter(name))
 
 
-def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that train, in order."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
 def parameter_groups(model: nn.Module, args: NCUTrainingArguments) -> list[dict[str, Any]]:
     """Optimizer groups: towers with and without weight decay, and the prompt with its own rate and decay.
 

@@ -14,9 +14,9 @@ from ncu_hf.adapters import add_adapters
 from ncu_hf.checkpoint import last_checkpoint
 from ncu_hf.cli import Arguments
 from ncu_hf.config import NCUTrainingArguments
-from ncu_hf.data import DataHealth, ImageTransform, PairCollator, PairLoader, PairSource
+from ncu_hf.data import DataHealth, ImageTransform, PairCollator, PairLoader, PairSource, StreamSource
 from ncu_hf.distributed import world
-from ncu_hf.errors import InputError
+from ncu_hf.errors import InputError, one_line
 from ncu_hf.loading import Reference, load_clip, make_prompt
 from ncu_hf.modeling import NCUModel, load_prompt
 from ncu_hf.objectives import Objective
@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
     arguments: Arguments
     workspace: Workspace
-    source: PairSource
+    source: PairSource | StreamSource
     reference: Reference
 
     def loader(self, start_batch: int = 0) -> PairLoader:
@@ -99,7 +99,7 @@ def check_phase(run: Run, objective: Objective) -> None:
         except InputError:
             raise
         except (ImportError, ValueError, RuntimeError) as error:
-            raise InputError(f"The trainer refuses its settings: {' '.join(str(error).split())}") from error
+            raise InputError(f"The trainer refuses its settings: {one_line(error)}") from error
     if trainer.args.get_warmup_steps(trainer.args.max_steps) >= trainer.args.max_steps:
         logger.warning(
             "Phase %s has %d steps, all of them warm-up; lower --warmup_steps (below 1 it is a share of the phase).",

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from ncu_hf.assessment import EvaluationPairs, collect_pairs
 from ncu_hf.cli import Arguments, parse_arguments, run_main
 from ncu_hf.config import NCUTrainingArguments
-from ncu_hf.data import PairSource, check_readable, open_pairs, usable_captions
+from ncu_hf.data import PairSource, StreamSource, check_readable, open_pairs, usable_captions
 from ncu_hf.distributed import barrier
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation import ZeroShotSet
@@ -56,7 +56,8 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
         but the first.
 
     Raises:
-        InputError: before anything long starts, if the input cannot work.
+        InputError: before anything long starts, if the input cannot work; later, if more records are unusable than
+            `--max_bad_fraction` allows, or the Hub refuses the result.
         TrainingStopped: the loss is not finite.
     """
     device = arguments.training.device  # starts the process group
@@ -104,7 +105,7 @@ def set_up_logging(training: NCUTrainingArguments) -> None:
     training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
 
 
-def _open_data(arguments: Arguments) -> tuple[PairSource, PairSource | None]:
+def _open_data(arguments: Arguments) -> tuple[PairSource | StreamSource, PairSource | None]:
     data = arguments.data
     if data.train_data is None:
         raise InputError("Give the pairs to train on: --train_data.")

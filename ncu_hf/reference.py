@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ncu_hf.errors import InputError, one_of
+from ncu_hf.errors import InputError, one_line, one_of
 
 BYTE_TOKENS = 512  # each of the 256 bytes alone and at the end of a word: no text is ever out of the vocabulary
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
@@ -112,10 +112,12 @@ def load_config(config: str) -> CLIPConfig:
         return PRESETS[config].to_config()
     path = Path(config)
     if not (path.suffix == ".json" or path.is_file()):
-        one_of("config (a preset, or the path of a CLIPConfig JSON file)", config, PRESETS)
+        one_of("--model_config (a preset, or the path of a CLIPConfig JSON file)", config, PRESETS)
     loaded = _parse_config(path)
     if loaded.text_config.attention_dropout or loaded.vision_config.attention_dropout:
-        raise InputError(f"config {path}: attention_dropout must be 0, a batch has to determine its loss. Set it to 0.")
+        raise InputError(
+            f"--model_config {path}: attention_dropout must be 0, a batch has to determine its loss. Set it to 0."
+        )
     return loaded
 
 
@@ -125,18 +127,23 @@ def _parse_config(path: Path) -> CLIPConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         known = ", ".join(PRESETS)
-        raise InputError(f"config {path}: cannot be read as JSON ({error}). Known presets: {known}.") from error
+        raise InputError(
+            f"--model_config {path}: cannot be read as JSON ({one_line(error)}). Known presets: {known}."
+        ) from error
     if not isinstance(values, dict) or values.get("model_type") != "clip":
         kind = values.get("model_type") if isinstance(values, dict) else type(values).__name__
-        raise InputError(f"config {path}: not a CLIP configuration (model_type is {kind!r}). It has to say 'clip'.")
+        raise InputError(
+            f"--model_config {path}: not a CLIP configuration (model_type is {kind!r}). It has to say 'clip'."
+        )
     for tower in ("text_config", "vision_config"):
         if not isinstance(values.get(tower), dict):
-            raise InputError(f"config {path}: {tower} is missing. Write it with CLIPConfig(...).save_pretrained.")
+            raise InputError(
+                f"--model_config {path}: {tower} is missing. Write it with CLIPConfig(...).save_pretrained."
+            )
     try:
         return CLIPConfig.from_dict(values)
     except (StrictDataclassError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"config {path}: not a valid CLIP configuration. {reason}") from error
+        raise InputError(f"--model_config {path}: not a valid CLIP configuration. {one_line(error)}") from error
 
 
 def train_tokenizer(captions: Iterable[str] | None, *, vocab_size: int, context: int) -> CLIPTokenizer:
@@ -155,7 +162,7 @@ def train_tokenizer(captions: Iterable[str] | None, *, vocab_size: int, context:
     """
     smallest = BYTE_TOKENS + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
-        raise InputError(f"vocab_size: {vocab_size} is too small, bytes and special tokens alone take {smallest}.")
+        raise InputError(f"--vocab_size: {vocab_size} is too small, bytes and special tokens alone take {smallest}.")
     scaffold = CLIPTokenizer().backend_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
@@ -184,7 +191,7 @@ def _texts(captions: Iterable[str] | None) -> Iterator[str]:
         found = found or bool(caption.strip())
         yield caption
     if not found:
-        raise InputError("no captions to train a tokenizer on. Give captions that are not empty, or a tokenizer.")
+        raise InputError("no captions to train a tokenizer on. Give captions that are not empty, or --tokenizer.")
 
 
 def _load_tokenizer(name: str, context: int) -> PreTrainedTokenizerBase:
@@ -192,15 +199,16 @@ def _load_tokenizer(name: str, context: int) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"tokenizer {name!r}: cannot be loaded ({reason}). Give a folder or a Hub id.") from error
+        raise InputError(
+            f"--tokenizer {name}: cannot be loaded ({one_line(error)}). Give a folder or a Hub id."
+        ) from error
     tokenizer.model_max_length = context
     for text in ("a", "a " * 2 * context):
         ids = tokenizer(text, truncation=True)["input_ids"]
         if tokenizer.eos_token_id is None or ids[-1] != tokenizer.eos_token_id:
-            raise InputError(f"tokenizer {name!r}: does not end a text with its end token. Use that of a CLIP model.")
+            raise InputError(f"--tokenizer {name}: does not end a text with its end token. Use that of a CLIP model.")
     if tokenizer.eos_token_id == OLD_END_ID:
-        raise InputError(f"tokenizer {name!r}: a CLIP cannot pool at end token id {OLD_END_ID}. Use another tokenizer.")
+        raise InputError(f"--tokenizer {name}: a CLIP cannot pool at end token id {OLD_END_ID}. Use another tokenizer.")
     return tokenizer
 
 

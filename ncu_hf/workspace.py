@@ -10,6 +10,7 @@ from typing import Any
 
 from ncu_hf.checkpoint import read_json, write_json
 from ncu_hf.cli import Arguments
+from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.errors import InputError
 
 _RUN_FILE = "run.json"
@@ -152,7 +153,7 @@ class Workspace:
             raise InputError(f"--output_dir {self.folder}: no permission to write in {place}.")
 
 
-def resuming(training: Any) -> bool:
+def resuming(training: NCUTrainingArguments) -> bool:
     """Whether `--resume_from_checkpoint` asks for it (`true`, as the flag of `Trainer`)."""
     return str(training.resume_from_checkpoint).lower() == "true"
 

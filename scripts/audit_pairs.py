@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ncu_hf.cli import run_main
-from ncu_hf.config import FORMULATIONS
+from ncu_hf.config import FORMULATIONS, DataArguments, MethodArguments
 from ncu_hf.data.decoding import clean_caption, decode_image
 from ncu_hf.data.records import BadRecord, PairSource
 from ncu_hf.data.sources import open_pairs
@@ -38,13 +38,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="csv, parquet, WebDataset tars, folder or Hub data set")
     parser.add_argument("--output", required=True, type=Path, help="CSV file; the picture goes beside it as .png")
     parser.add_argument("--overwrite", action="store_true", help="replace existing output")
-    parser.add_argument("--image_column", default="image_path")
-    parser.add_argument("--caption_column", default="text_content")
-    parser.add_argument("--delimiter", default=",", help="of a CSV")
-    parser.add_argument("--split", default="train", help="of a Hub data set")
+    parser.add_argument("--image_column", default=DataArguments.image_column)
+    parser.add_argument("--caption_column", default=DataArguments.caption_column)
+    parser.add_argument("--delimiter", default=DataArguments.delimiter, help="of a CSV")
+    parser.add_argument("--split", default=DataArguments.split, help="of a Hub data set")
     parser.add_argument("--limit", type=int, help="only the first so many pairs")
-    parser.add_argument("--forget_ratio", type=float, default=0.1, help="share of pairs to mark as suggested_forget")
-    parser.add_argument("--formulation", choices=FORMULATIONS, default="released", help="of the clean confidence")
+    parser.add_argument(
+        "--forget_ratio",
+        type=float,
+        default=MethodArguments.forget_ratio,
+        help="share of pairs to mark as suggested_forget",
+    )
+    parser.add_argument(
+        "--formulation", choices=FORMULATIONS, default=MethodArguments.formulation, help="of the clean confidence"
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="pairs that are compared with each other")
     parser.add_argument("--rounds", type=int, default=5, help="random batches of each pair")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -231,7 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = BENCHMARKS[options.command].run(options)
     show(rows)
     if options.json:
-        report = {"command": [options.command, *(arguments or sys.argv[2:])], **machine(), "rows": rows}
+        report = {"command": sys.argv[1:] if arguments is None else arguments, **machine(), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -25,6 +25,7 @@ from ncu_hf.cli import run_main
 from ncu_hf.config import FORMULATIONS, MethodArguments
 from ncu_hf.errors import InputError
 from ncu_hf.losses import extended_similarity, relation_loss, separation_loss
+from ncu_hf.objectives import Objective
 from ncu_hf.objectives.negative_prompt import NegativePromptObjective
 from ncu_hf.objectives.unlearning import UnlearningObjective, refine_alignment
 from ncu_hf.selection import clean_confidence, split_batch
@@ -68,7 +69,10 @@ def read_golden(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, Tensor
         raise InputError(f"{path}: cannot be read as safetensors ({error}).") from error
     if "cases" not in metadata:
         raise InputError(f"{path}: the metadata has no 'cases'.")
-    cases = json.loads(metadata["cases"])
+    try:
+        cases = json.loads(metadata["cases"])
+    except ValueError as error:
+        raise InputError(f"{path}: the metadata key 'cases' is not JSON ({error}).") from error
     for case, parameters in cases.items():
         missing = [f"{case}.{name}" for name in INPUTS if f"{case}.{name}" not in tensors]
         missing += [name for name in ("forget_ratio", "gamma") if name not in parameters]
@@ -151,7 +155,7 @@ def unlearning(inputs: list[Tensor], arguments: MethodArguments) -> dict[str, Te
     }
 
 
-def loss_and_gradients(objective, inputs: list[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def loss_and_gradients(objective: Objective, inputs: list[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Outputs of an objective and the gradient of its total loss with respect to each input."""
     leaves = [value.clone().requires_grad_() for value in inputs]
     outputs = objective(*leaves)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
+from ncu_hf.cli import parse_arguments
 from ncu_hf.data.scenes import draw_scene, write_scenes
+from ncu_hf.recipe import run
 from ncu_hf.reference import build_reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,3 +85,141 @@ def launch() -> Callable[..., subprocess.CompletedProcess]:
         return done
 
     return run
+
+
+# Runs of a recipe
+
+
+@pytest.fixture(scope="session")
+def words() -> Callable[[dict[str, Any]], list[str]]:
+    """Options -> flags of a command; an option that is `None` is left out."""
+
+    def flags(options: dict[str, Any]) -> list[str]:
+        return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+
+    return flags
+
+
+@pytest.fixture(scope="session")
+def scene_options(scenes, clip_folder) -> dict[str, Any]:
+    """What every run of the tiny CLIP on the scenes is told: 6 batches an epoch, on the CPU."""
+    return {
+        "model": clip_folder,
+        "train_data": scenes,
+        "image_column": "image",
+        "caption_column": "caption",
+        "global_batch_size": 16,
+        "use_cpu": "true",
+    }
+
+
+@pytest.fixture(scope="session")
+def command(scene_options, words) -> Callable[..., list[str]]:
+    """Flags of a run of 6 steps in each phase, with a checkpoint every 2: `command(output, lora_rank=4)`."""
+
+    def flags(output: Path, **changes) -> list[str]:
+        lengths = {"negative_prompt_epochs": 1, "num_train_epochs": 1, "warmup_steps": 1}
+        reports = {"logging_steps": 1, "save_steps": 2, "disable_tqdm": "true"}
+        return words({**scene_options, **lengths, **reports, "output_dir": output, **changes})
+
+    return flags
+
+
+@pytest.fixture
+def recipe(command, tmp_path) -> Callable[..., Path]:
+    """Run the recipe in this process, with some flags changed, into a folder of that name."""
+
+    def start(name: str = "run", **changes) -> Path:
+        arguments, _ = parse_arguments(command(tmp_path / name, **changes))
+        run(arguments)
+        return tmp_path / name
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def distance() -> Callable[[Path, Path], float]:
+    """Largest difference of a weight, of model or prompt, between two output folders."""
+
+    def weights(output: Path) -> dict[str, torch.Tensor]:
+        prompt = output / "negative_prompt" / "model.safetensors"
+        vectors = load_file(prompt) if prompt.exists() else {}
+        return {**load_file(output / "model.safetensors"), **{f"prompt.{name}": v for name, v in vectors.items()}}
+
+    def largest(found: Path, expected: Path) -> float:
+        a, b = weights(found), weights(expected)
+        assert a.keys() == b.keys()
+        return torch.stack([(a[name] - b[name]).abs().max() for name in b]).max().item()
+
+    return largest
+
+
+@pytest.fixture(scope="session")
+def load_plain() -> Callable[[Path], CLIPModel]:
+    """Load a folder as a stock `CLIPModel` that takes every weight from there, and leaves none there."""
+
+    def load(folder: Path) -> CLIPModel:
+        clip, report = CLIPModel.from_pretrained(folder, output_loading_info=True)
+        assert type(clip) is CLIPModel
+        assert {key: list(found) for key, found in report.items() if found} == {}
+        return clip
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def embed() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Features of two images (2, D) and two texts (2, D): `embed(clip, processor)`."""
+
+    def features(clip: CLIPModel, processor) -> tuple[torch.Tensor, torch.Tensor]:
+        images = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+        texts = ["a red circle", "two small squares"]
+        inputs = processor(images=images, text=texts, return_tensors="pt", padding=True, truncation=True)
+        with torch.no_grad():
+            outputs = clip.eval()(**inputs)
+        return outputs.image_embeds, outputs.text_embeds
+
+    return features
+
+
+# Files of pairs
+
+
+def noise_png(seed: int = 0, size: tuple[int, int] = (4, 4)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def png() -> Callable[..., bytes]:
+    """A small image, another one for each seed: `png(3)`."""
+    return noise_png
+
+
+@pytest.fixture(scope="session")
+def samples() -> Callable[[int, int], list[tuple[str, bytes]]]:
+    """Members of the WebDataset samples `first` to `last` - 1: an image and `caption <i>` each."""
+
+    def members(first: int, last: int) -> list[tuple[str, bytes]]:
+        images = [(f"{i:04d}.png", noise_png(i)) for i in range(first, last)]
+        texts = [(f"{i:04d}.txt", f"caption {i}".encode()) for i in range(first, last)]
+        return [member for pair in zip(images, texts, strict=True) for member in pair]
+
+    return members
+
+
+@pytest.fixture(scope="session")
+def write_tar() -> Callable[[Path, list[tuple[str, bytes]]], str]:
+    """Write (name, data) members to a tar; returns its path as text."""
+
+    def write(path: Path, members: list[tuple[str, bytes]]) -> str:
+        with tarfile.open(path, "w") as archive:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        return str(path)
+
+    return write

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,34 +25,19 @@ from ncu_hf.workspace import Workspace
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def words(options: dict) -> list[str]:
-    """Flags of a command; an option that is `None` is left out."""
-    return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-
-
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()} if folder.is_dir() else {}
 
 
 @pytest.fixture
-def options(scenes, clip_folder, tmp_path) -> dict:
+def options(scene_options, tmp_path) -> dict:
     """A command that would run."""
-    return {
-        "model": clip_folder,
-        "train_data": scenes,
-        "image_column": "image",
-        "caption_column": "caption",
-        "global_batch_size": 16,
-        "max_steps": 1,
-        "negative_prompt_max_steps": 1,
-        "warmup_steps": 0,
-        "use_cpu": "true",
-        "output_dir": tmp_path / "output",
-    }
+    lengths = {"max_steps": 1, "negative_prompt_max_steps": 1, "warmup_steps": 0}
+    return {**scene_options, **lengths, "output_dir": tmp_path / "output"}
 
 
 @pytest.fixture
-def refused(options, tmp_path, monkeypatch, capfd) -> Callable[..., str]:
+def refused(options, tmp_path, monkeypatch, capfd, words) -> Callable[..., str]:
     """Run the recipe in this process with some options changed; returns the one line that it must end in."""
     monkeypatch.setattr(NCUTrainer, "train", lambda *args, **kwargs: pytest.fail("a training was started"))
 
@@ -79,7 +63,7 @@ def assert_names(line: str, *parts: object) -> None:
     assert [part for part in map(str, parts) if part not in line] == [], line
 
 
-def test_the_command_itself_is_accepted(options, monkeypatch):
+def test_the_command_itself_is_accepted(options, monkeypatch, words):
     """Without this, all tests below could pass for another reason than the one they name."""
 
     class Started(Exception):
@@ -315,34 +299,32 @@ def test_the_output_folder_is_looked_at_before_the_data(refused, tmp_path):
     assert_names(refused(train_data="absent.csv"), "not empty")
 
 
-def test_resume_with_other_settings(refused, options):
+def test_resume_with_other_settings(refused, options, words):
     arguments, _ = parse_arguments(words(options))
-    Workspace(options["output_dir"]).open(arguments)
+    Workspace(options["output_dir"]).open(arguments, "fingerprint")
     line = refused(resume_from_checkpoint="true", forget_ratio=0.2, learning_rate=1e-3)
     assert_names(line, "other settings", "forget_ratio was 0.1, is 0.2", "learning_rate was 5e-05, is 0.001")
     assert_names(refused(resume_from_checkpoint="true", data_seed=3), "data_seed")
 
 
+def test_resume_with_other_data_under_the_same_name(refused, options, words):
+    arguments, _ = parse_arguments(words(options))
+    Workspace(options["output_dir"]).open(arguments, "fingerprint of what was there")
+    line = refused(resume_from_checkpoint="true")
+    assert_names(line, "--resume_from_checkpoint", f"--train_data {options['train_data']} has changed")
+
+
 @pytest.mark.parametrize("flag", ["model", "train_data", "negative_prompt"])
-def test_overwriting_the_input_of_the_run(flag, refused, options):
+def test_overwriting_the_input_of_the_run(flag, refused, options, words):
     folder = options["output_dir"]
     arguments, _ = parse_arguments(words(options))
-    Workspace(folder).open(arguments)
+    Workspace(folder).open(arguments, "fingerprint")
     (folder / "inside").mkdir()
     line = refused(**{flag: folder / "inside"}, overwrite_output_dir="true")
     assert_names(line, "--overwrite_output_dir", f"--{flag} {folder / 'inside'}")
 
 
 # The command as a user runs it
-
-
-def command(options: dict, **changes) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "recipes/ncu.py"), *words({**options, **changes})],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.mark.parametrize(
@@ -353,8 +335,10 @@ def command(options: dict, **changes) -> subprocess.CompletedProcess:
         ({"caption_column": "captoin"}, ["'captoin'", "'caption'", "image"]),
     ],
 )
-def test_command(changes, named, options):
-    done = command(options, **changes)
+def test_command(changes, named, options, words):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "recipes/ncu.py"), *words({**options, **changes})], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1, done.stderr
@@ -370,7 +354,7 @@ def test_command(changes, named, options):
         pytest.param({"output_dir": "setup.cfg/below"}, "not a folder", marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_say_it_once(changes, named, options, launch):
+def test_two_processes_say_it_once(changes, named, options, launch, words):
     """Where all processes fail, and where only the first one does and the other waits for it."""
     done = launch(2, "recipes/ncu.py", *words({**options, **changes}), check=False)
     assert done.returncode != 0

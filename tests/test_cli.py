@@ -65,6 +65,10 @@ def test_batch_by_process():
         (["--prompt_length", "0"], ["--prompt_length", "0"]),
         (["--lora_rank", "4", "--lora_towers", "txt"], ["'txt'", "'text'"]),
         (["--noise_share", "2"], ["--noise_share", "2.0"]),
+        (["--noise_seed", "-1"], ["--noise_seed", "-1"]),
+        (["--train_limit", "0"], ["--train_limit", "0"]),
+        (["--eval_limit", "-3"], ["--eval_limit", "-3"]),
+        (["--train_pairs", "0"], ["--train_pairs", "0"]),
         (["--max_bad_fraction", "5"], ["--max_bad_fraction", "5.0"]),
         (["--forget"], ["--forget"]),
         (["--config", "absent.yaml"], ["absent.yaml", "cannot be read"]),
@@ -84,6 +88,7 @@ def test_wrong_flags(argv, words):
         ("- a\n- b", ["flag: value"]),
         ("a: [", ["cannot be read"]),
         ("forget_ratio: many", ["--forget_ratio", "'many'"]),
+        ("global_batch_size: 12.5", ["--global_batch_size", "'12.5'"]),
         ("!!python/object/apply:os.system ['true']", ["cannot be read"]),
     ],
 )

@@ -38,7 +38,7 @@ ALLOWED = {
         *("parameters", "step", "step_metrics"),
     },
     "hub": {"config"},
-    "workspace": {"checkpoint", "cli"},
+    "workspace": {"checkpoint", "cli", "config"},
 }
 TORCH_ONLY = ("losses", "transport", "selection", "step_metrics", "distributed")
 

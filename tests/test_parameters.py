@@ -11,7 +11,7 @@ from ncu_hf.config import MethodArguments, NCUTrainingArguments
 from ncu_hf.errors import InputError
 from ncu_hf.modeling import NCUModel, NegativePrompt, NegativePromptConfig
 from ncu_hf.objectives import build_objectives
-from ncu_hf.parameters import freeze, parameter_groups, trainable_names
+from ncu_hf.parameters import freeze, parameter_groups
 
 BLOCK = [
     f"{part}.{kind}"
@@ -41,11 +41,15 @@ def model_of(clip: CLIPModel, method: str) -> NCUModel:
     return NCUModel(clip, NegativePrompt(NegativePromptConfig(4, 32)) if method != "clip" else None)
 
 
+def trainable_names(model: NCUModel) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def trained(clip: CLIPModel, phase: int, **settings) -> set[str]:
     objective = build_objectives(MethodArguments(**settings))[phase]
     model = model_of(clip, objective.arguments.method)
     freeze(model, objective)
-    return set(trainable_names(model))
+    return trainable_names(model)
 
 
 def test_phase_1_trains_text_tower_projections_scale_and_prompt(make_clip):
@@ -90,7 +94,7 @@ def test_groups_decay_weights_and_embeddings_alone(make_clip):
     assert prompt == (set(PROMPT), 0.1, 3e-4)
     norms = {n for n in trainable_names(model) if "norm" in n}
     assert undecayed[0] == norms | {n for n in trainable_names(model) if n.endswith(".bias")} | {"clip.logit_scale"}
-    assert decayed[0] | undecayed[0] | prompt[0] == set(trainable_names(model))
+    assert decayed[0] | undecayed[0] | prompt[0] == trainable_names(model)
     assert {*TEXT_EMBEDDINGS, "clip.text_projection.weight"} <= decayed[0]
 
 
@@ -99,7 +103,7 @@ def adapted(clip: CLIPModel, towers: tuple[str, ...], phase: int) -> set[str]:
     objective = build_objectives(MethodArguments())[phase]
     model = model_of(clip, "ncu")
     freeze(model, objective, towers)
-    return set(trainable_names(model))
+    return trainable_names(model)
 
 
 def test_adapters_train_in_place_of_their_tower(make_clip):

@@ -25,7 +25,10 @@ def commands(start: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands("recipes/"))
-def test_recipe_commands_parse(command):
+def test_recipe_commands_parse(command, tmp_path, monkeypatch):
+    for name, text in re.findall(r"^cat > (\S+) <<'END'\n(.*?)^END$", README, flags=re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
     position = next(i for i, word in enumerate(words) if word.startswith("recipes/"))
     recipe, flags = words[position], [word for word in words[position + 1 :] if word != "..."]

@@ -1,11 +1,11 @@
-"""Whole runs on a tiny CLIP: what the output folder holds, and that it does not depend on how a run was cut."""
+"""Whole runs on a tiny CLIP: what the output folder holds, and that it does not depend on how the work is divided."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,83 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor, pipeline
 
-from ncu_hf.cli import parse_arguments
 from ncu_hf.data.order import epoch_order
 from ncu_hf.modeling import NCUModel, NegativePrompt
-from ncu_hf.recipe import main, run
+from ncu_hf.recipe import main
 from ncu_hf.trainer import NCUTrainer
 
 TOKEN = "hf_" + "s" * 34
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy"}
-
-
-def words(options: dict[str, Any]) -> list[str]:
-    """Flags of a command; an option that is `None` is left out."""
-    return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-
-
-def command(scenes: Path, clip_folder: Path, output: Path, **changes) -> list[str]:
-    """Flags of a run of 6 steps in each phase, with a checkpoint every 2."""
-    options = {
-        "model": clip_folder,
-        "train_data": scenes,
-        "image_column": "image",
-        "caption_column": "caption",
-        "global_batch_size": 16,
-        "negative_prompt_epochs": 1,
-        "num_train_epochs": 1,
-        "warmup_steps": 1,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "disable_tqdm": "true",
-        "use_cpu": "true",
-        "output_dir": output,
-    }
-    return words({**options, **changes})
-
-
-@pytest.fixture
-def recipe(scenes, clip_folder, tmp_path) -> Callable[..., Path]:
-    """Run the recipe in this process, with some flags changed, into a folder of that name."""
-
-    def start(name: str = "run", **changes) -> Path:
-        arguments, _ = parse_arguments(command(scenes, clip_folder, tmp_path / name, **changes))
-        run(arguments)
-        return tmp_path / name
-
-    return start
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    found = load_file(output / "model.safetensors")
-    prompt = output / "negative_prompt" / "model.safetensors"
-    return {**found, **({f"prompt.{k}": v for k, v in load_file(prompt).items()} if prompt.exists() else {})}
-
-
-def distance(found: Path, expected: Path) -> float:
-    """Largest difference of a weight."""
-    a, b = weights(found), weights(expected)
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in b)
-
-
-def embed(clip: CLIPModel, processor: CLIPProcessor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of two images (2, D) and two texts (2, D)."""
-    images = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
-    inputs = processor(
-        images=images, text=["a red circle", "two small squares"], return_tensors="pt", padding=True, truncation=True
-    )
-    with torch.no_grad():
-        outputs = clip.eval()(**inputs)
-    return outputs.image_embeds, outputs.text_embeds
-
-
-def load_plain(folder: Path) -> CLIPModel:
-    """A stock `CLIPModel` that takes every weight from `folder`, and leaves none there."""
-    clip, report = CLIPModel.from_pretrained(folder, output_loading_info=True)
-    assert type(clip) is CLIPModel
-    assert {key: list(found) for key, found in report.items() if found} == {}
-    return clip
 
 
 def read_strictly(path: Path) -> Any:
@@ -110,7 +40,7 @@ def read_strictly(path: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def finished(scenes, clip_folder, tmp_path_factory) -> Iterator[tuple[Path, list[NCUTrainer]]]:
+def finished(scenes, tmp_path_factory, command) -> Iterator[tuple[Path, list[NCUTrainer]]]:
     """Output folder of a run with evaluation, and the trainers of its phases as they ended."""
     output = tmp_path_factory.mktemp("recipe") / "run"
     trainers, save_outcome = [], NCUTrainer.save_outcome
@@ -119,7 +49,7 @@ def finished(scenes, clip_folder, tmp_path_factory) -> Iterator[tuple[Path, list
         trainers.append(trainer)
         save_outcome(trainer, folder)
 
-    flags = command(scenes, clip_folder, output, eval_data=scenes, hub_token=TOKEN, forget_ratio=0.25)
+    flags = command(output, eval_data=scenes, hub_token=TOKEN, forget_ratio=0.25)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NCUTrainer, "save_outcome", keep)
         patch.setattr(sys, "argv", ["ncu.py", *flags])
@@ -155,7 +85,7 @@ def test_nothing_is_pickled(finished):
     assert [path for path in files if path.read_bytes()[:4].startswith(starts)] == []
 
 
-def test_every_folder_with_a_model_is_a_plain_clip(finished, clip_folder):
+def test_every_folder_with_a_model_is_a_plain_clip(finished, clip_folder, load_plain):
     folders = [path.parent for path in finished[0].rglob("model.safetensors") if path.parent.name != "negative_prompt"]
     assert len(folders) == 1 + 2 * 3
     reference = CLIPModel.from_pretrained(clip_folder)
@@ -165,7 +95,7 @@ def test_every_folder_with_a_model_is_a_plain_clip(finished, clip_folder):
         assert clip.config.to_dict().keys() == reference.config.to_dict().keys()
 
 
-def test_the_result_is_the_trained_model(finished, clip_folder):
+def test_the_result_is_the_trained_model(finished, clip_folder, embed, load_plain):
     output, (first, second) = finished
     processor = CLIPProcessor.from_pretrained(output)
     found = embed(load_plain(output), processor)
@@ -176,7 +106,7 @@ def test_the_result_is_the_trained_model(finished, clip_folder):
         assert not any(a.equal(b) for a, b in zip(found, embed(other, processor), strict=True))
 
 
-def test_the_phases_follow_each_other(finished):
+def test_the_phases_follow_each_other(finished, distance):
     """Phase 2 starts from the model and the prompt of phase 1, and leaves the prompt as it is."""
     output, (first, second) = finished
     phases = output / "phases"
@@ -254,7 +184,7 @@ def test_no_access_token_is_written(finished):
         pytest.param({"max_grad_norm": 1, "optim": "sgd"}, marks=pytest.mark.slow),
     ],
 )
-def test_settings(changes, recipe, clip_folder):
+def test_settings(changes, recipe, clip_folder, load_plain):
     output = recipe(**changes)
     clip = load_plain(output)
     assert all(weight.isfinite().all() and weight.dtype == torch.float32 for weight in clip.state_dict().values())
@@ -263,7 +193,7 @@ def test_settings(changes, recipe, clip_folder):
     assert "None" not in (output / "README.md").read_text(encoding="utf-8")
 
 
-def test_clip_from_scratch(recipe):
+def test_clip_from_scratch(recipe, load_plain):
     output = recipe(model=None, model_config="tiny", vocab_size=600, method="clip")
     clip, initial = load_plain(output), load_plain(output / "initial")
     assert clip.state_dict().keys() == initial.state_dict().keys()
@@ -278,7 +208,7 @@ def test_clip_from_scratch(recipe):
     assert processor.tokenizer.model_max_length == clip.config.text_config.max_position_embeddings
 
 
-def test_clip_continued(recipe, clip_folder):
+def test_clip_continued(recipe, clip_folder, distance):
     output = recipe(method="clip")
     assert not (output / "negative_prompt").exists()
     assert distance(output, clip_folder) > 0
@@ -296,7 +226,7 @@ def test_from_scratch_on_data_with_holes(recipe, scenes, tmp_path):
     assert read_strictly(output / "data_health.json")["reasons"] == {"missing_caption": 1, "empty_caption": 1}
 
 
-def test_overwriting_starts_from_new_weights(recipe):
+def test_overwriting_starts_from_new_weights(recipe, distance):
     """Also where the earlier run has left the model that it started from."""
     scratch = {"model": None, "model_config": "tiny", "vocab_size": 600, "method": "clip", "max_steps": 1}
     recipe("first", **scratch)
@@ -309,83 +239,14 @@ def test_overwriting_starts_from_new_weights(recipe):
     assert distance(folder / "first", second) > 0
 
 
-# LoRA
-
-
-@pytest.mark.parametrize("towers", ["text", "vision", "text,vision"])
-def test_lora_leaves_a_plain_model(towers, recipe, clip_folder, monkeypatch):
-    trainers, save_outcome = [], NCUTrainer.save_outcome
-    monkeypatch.setattr(
-        NCUTrainer, "save_outcome", lambda trainer, folder: (trainers.append(trainer), save_outcome(trainer, folder))
-    )
-    output = recipe(lora_rank=4, lora_towers=towers, learning_rate=1e-3)
-    before, after = load_file(clip_folder / "model.safetensors"), load_file(output / "model.safetensors")
-    assert {name: tensor.shape for name, tensor in after.items()} == {n: t.shape for n, t in before.items()}
-    load_plain(output)
-    changed = {name for name in before if not before[name].equal(after[name])}
-    for tower in ("text", "vision"):
-        linear = f"{tower}_model.encoder.layers.1.self_attn.q_proj.weight"
-        own = f"{tower}_model.encoder.layers.1.layer_norm1.weight"
-        assert linear in changed
-        assert (own in changed) == (tower not in towers)
-    processor = CLIPProcessor.from_pretrained(output)
-    # Unmerged, in memory, against merged, from disk.
-    for a, b in zip(embed(load_plain(output), processor), embed(trainers[-1].model.clip, processor), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-
-
-# However a run is cut
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing in the library may catch it."""
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"lora_rank": 4, "lora_towers": "text"},
-        {"gradient_accumulation_steps": 2, "save_steps": 1},
-        {"model": None, "model_config": "tiny", "vocab_size": 600, "method": "clip", "num_train_epochs": 2},
-        pytest.param({"lora_rank": 4}, marks=pytest.mark.slow),
-        pytest.param({"bf16": "true"}, marks=pytest.mark.slow),
-        pytest.param({"optim": "adafactor"}, marks=pytest.mark.slow),
-        pytest.param({"augment_negative_captions": "true", "dataloader_num_workers": 2}, marks=pytest.mark.slow),
-        pytest.param({"streaming": "true", "train_pairs": 96}, marks=pytest.mark.slow),
-    ],
-)
-def test_resumed_runs_end_in_the_same_weights(changes, recipe, monkeypatch):
-    whole = recipe("whole", **changes)
-    training_step, save_outcome, calls = NCUTrainer.training_step, NCUTrainer.save_outcome, {"batch": 0, "outcome": 0}
-
-    def batch(trainer: NCUTrainer, *args):
-        calls["batch"] += 1
-        if calls["batch"] in (6, 12):  # on the way to step 6 of phase 1, and in the one after that
-            raise Killed
-        return training_step(trainer, *args)
-
-    def outcome(trainer: NCUTrainer, folder: Path):
-        calls["outcome"] += 1
-        if calls["outcome"] == 1:  # the last step has its checkpoint, but the phase has no outcome yet
-            raise Killed
-        save_outcome(trainer, folder)
-
-    monkeypatch.setattr(NCUTrainer, "training_step", batch)
-    monkeypatch.setattr(NCUTrainer, "save_outcome", outcome)
-    for _ in range(3):
-        with pytest.raises(Killed):
-            recipe("cut", **changes, resume_from_checkpoint="true")
-    cut = recipe("cut", **changes, resume_from_checkpoint="true")
-    assert distance(cut, whole) == 0
-    found, expected = (read_strictly(folder / "data_health.json") for folder in (cut, whole))
-    assert found == expected
+# However the work is divided
 
 
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
     [({"chunk_size": 5}, 1e-5), pytest.param({"dataloader_num_workers": 2}, 0, marks=pytest.mark.slow)],
 )
-def test_chunks_and_workers_change_nothing(changes, tolerance, recipe, finished):
+def test_chunks_and_workers_change_nothing(changes, tolerance, recipe, finished, distance):
     # Adam's step on a gradient of rounding errors is one of full size: a larger epsilon makes it what it should be.
     steady = {"adam_epsilon": 1e-2, "learning_rate": 1e-3}
     whole, cut = recipe("whole", **steady), recipe("cut", **steady, **changes)
@@ -417,9 +278,9 @@ def test_an_unreadable_image_is_skipped_and_counted(recipe, scenes, tmp_path, ca
     assert "192" in (output / "README.md").read_text(encoding="utf-8")
 
 
-def test_too_many_unreadable_images(recipe, scenes, clip_folder, tmp_path, monkeypatch, capfd):
+def test_too_many_unreadable_images(recipe, scenes, tmp_path, monkeypatch, capfd, command):
     path = with_unreadable_images(scenes, list(range(0, 96, 8)), tmp_path)
-    flags = command(path, clip_folder, tmp_path / "run")
+    flags = command(tmp_path / "run", train_data=path)
     monkeypatch.setattr(sys, "argv", ["ncu.py", *flags])
     with pytest.raises(SystemExit) as stopped:
         main({})
@@ -432,10 +293,7 @@ def test_too_many_unreadable_images(recipe, scenes, clip_folder, tmp_path, monke
     assert read_strictly(output / "data_health.json")["reasons"] == {"undecodable": 24}
 
 
-# Two processes
-
-
-def test_two_processes_give_the_result_of_one(recipe, scenes, clip_folder, tmp_path, launch):
+def test_two_processes_give_the_result_of_one(recipe, scenes, clip_folder, tmp_path, launch, command, distance):
     """The second process cannot use a single record of its part of the second batch, and still takes part."""
     second = epoch_order(96, seed=42, epoch=0, shuffle=True)[16 + 8 : 16 + 16].tolist()
     path = with_unreadable_images(scenes, second, tmp_path)
@@ -448,7 +306,7 @@ def test_two_processes_give_the_result_of_one(recipe, scenes, clip_folder, tmp_p
         "negative_prompt_learning_rate": 1e-3,
     }
     one = recipe("one", **changes)
-    done = launch(2, "recipes/ncu.py", *command(scenes, clip_folder, tmp_path / "two", **changes))
+    done = launch(2, "recipes/ncu.py", *command(tmp_path / "two", **changes))
     assert distance(tmp_path / "two", one) < 1e-4
     before, after = load_file(clip_folder / "model.safetensors"), load_file(one / "model.safetensors")
     assert max((before[name] - after[name]).abs().max().item() for name in before) > 1e-3

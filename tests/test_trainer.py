@@ -72,18 +72,10 @@ class Own(Objective):
         return {"own_loss": self.loss(self.steps, log_scale) + (image_embeds * text_embeds).sum()}
 
 
-def words(options: dict[str, Any]) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
-
-
 @pytest.fixture
-def options(scenes, clip_folder, tmp_path) -> dict[str, Any]:
+def options(scene_options, tmp_path) -> dict[str, Any]:
     return {
-        "model": clip_folder,
-        "train_data": scenes,
-        "image_column": "image",
-        "caption_column": "caption",
-        "global_batch_size": 16,
+        **scene_options,
         "forget_ratio": 0.25,
         "max_steps": 2,
         "negative_prompt_max_steps": 2,
@@ -91,13 +83,12 @@ def options(scenes, clip_folder, tmp_path) -> dict[str, Any]:
         "logging_steps": 1,
         "save_strategy": "no",
         "disable_tqdm": "true",
-        "use_cpu": "true",
         "output_dir": tmp_path / "run",
     }
 
 
 @pytest.fixture
-def trainer_of(options) -> Callable[..., tuple[NCUTrainer, Observer]]:
+def trainer_of(options, words) -> Callable[..., tuple[NCUTrainer, Observer]]:
     """The trainer of a phase (or of an objective of the test's own), as a run makes it, and its observer."""
 
     def make(phase: str | Objective, start_batch: int = 0, **changes) -> tuple[NCUTrainer, Observer]:
@@ -394,7 +385,7 @@ def test_a_later_loss_names_the_last_checkpoint(value, trainer_of):
     assert_same(state_of(trainer), state_of(resumed))
 
 
-def test_the_command_says_it_in_one_line(options, monkeypatch, capfd):
+def test_the_command_says_it_in_one_line(options, monkeypatch, capfd, words):
     monkeypatch.setattr(sys, "argv", ["ncu.py", *words({**options, "relation_weight": "nan"})])
     with pytest.raises(SystemExit) as stopped:
         main({})

@@ -67,7 +67,8 @@ def decode_image(image: bytes | str | os.PathLike[str] | None, min_side: int | N
         `PIL.Image.Image`: loaded, mode RGB.
 
     Raises:
-        BadRecord: `missing_image`, `missing_file`, `empty_image`, `undecodable`, `truncated` or `too_large`.
+        BadRecord: `missing_image`, `missing_file`, `unreadable_file`, `empty_image`, `undecodable`, `truncated` or
+            `too_large`.
     """
     data = _image_bytes(image)
     with warnings.catch_warnings():

@@ -121,5 +121,6 @@ class DataHealth:
 
 
 def _cell(text: str) -> str:
-    """Text of the data set, made harmless in a Markdown table."""
+    """Text of the data set, made harmless in a Markdown table and printable (a file name need not be UTF-8)."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return " ".join(text.replace("|", "\\|").split())

@@ -81,7 +81,7 @@ def open_pairs(
     name = Path(spec).name or spec
     if streaming and kind in ("hub", "parquet"):
         if limit is not None or noise_share:
-            raise InputError("limit and noise_share need data of known length: use them without streaming.")
+            raise InputError("--train_limit and --noise_share need data of known length: use them without streaming.")
         if kind == "hub":
             stream = stream_hub(spec, split, revision, image_column, caption_column, root)
         else:

@@ -25,6 +25,7 @@ class StreamSource:
         table (`datasets.IterableDataset`): With the columns of `columns`, images not decoded.
         columns (`Columns`): Which column holds what.
         shards (`list[str]`): Names of the shards, for reports.
+        name, format, fingerprint, revision: See [`PairSource`].
         image_root (`Path`, *optional*): Folder of relative image paths.
     """
 

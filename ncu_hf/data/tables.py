@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from ncu_hf.data.files import fingerprint_files, fingerprint_text
 from ncu_hf.data.records import PairSource, Record
-from ncu_hf.errors import InputError, nearest
+from ncu_hf.errors import InputError, nearest, one_line
 
 MISMATCHED_COLUMN = "mismatched"
 KEY_COLUMNS = ("__key__", "key")
@@ -101,7 +101,11 @@ class TableSource(PairSource):
         table (`datasets.Dataset`): With the columns of `columns`, images not decoded.
         columns (`Columns`): Which column holds what.
         shards (`list[tuple[str, int]]`): (file name, rows) of the files, in the order of the rows.
+        name, format, fingerprint, revision: See [`PairSource`].
         image_root (`Path`, *optional*): Folder of relative image paths.
+
+    Raises:
+        InputError: the table is empty.
     """
 
     def __init__(
@@ -261,7 +265,7 @@ def parquet_columns(
         try:
             footer = pq.read_metadata(path)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not a readable parquet file ({first_line(error)}).") from error
+            raise InputError(f"{path}: not a readable parquet file ({one_line(error)}).") from error
         found = Columns.find(str(path), footer.schema.to_arrow_schema().names, image_column, caption_column)
         if columns is not None and found != columns:
             raise InputError(f"{path}: columns {found.names} are used, but {columns.names} in {paths[0]}.")
@@ -321,7 +325,7 @@ def hub_commit(repo: str, revision: str | None) -> str | None:
     except (_HTTP_ERROR, OSError) as error:
         raise InputError(
             f"{repo!r}: no such file or folder, and the Hub does not give a data set of that id "
-            f"({first_line(error)}). Check spelling, --revision, access rights and the connection."
+            f"({one_line(error)}). Check spelling, --data_revision, access rights and the connection."
         ) from error
 
 
@@ -345,12 +349,7 @@ def undecoded(table: Any, image_column: str) -> Any:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ncu_hf.errors import InputError
+from ncu_hf.errors import InputError, one_line
 
 
 def caption_decoder(tokenizer: str) -> Callable[[Any], Any]:
@@ -26,8 +26,7 @@ def caption_decoder(tokenizer: str) -> Callable[[Any], Any]:
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--caption_tokenizer {tokenizer}: cannot be loaded ({reason}).") from error
+        raise InputError(f"--caption_tokenizer {tokenizer}: cannot be loaded ({one_line(error)}).") from error
 
     def decode(caption: Any) -> Any:
         if not isinstance(caption, list) or not all(isinstance(i, int) and 0 <= i < len(loaded) for i in caption):

@@ -31,7 +31,7 @@ def margin_statistics(
 
 @torch.no_grad()
 def plan_statistics(transport: TransportPlan) -> dict[str, Tensor]:
-    """Entropy of the plan in nats, and the larger of its two marginal errors."""
+    """Entropy of the plan in nats, the larger of its two marginal errors, and the iterations that it took."""
     return {
         "plan_entropy": -torch.xlogy(transport.plan, transport.plan).sum(),
         "plan_marginal_error": torch.maximum(transport.row_error, transport.column_error),

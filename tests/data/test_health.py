@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ncu_hf.checkpoint import read_json, write_json
 from ncu_hf.data.health import MAX_EXAMPLES, DataHealth, TooManyBadRecords
 from ncu_hf.data.records import Skipped
 from ncu_hf.errors import InputError
@@ -87,3 +88,14 @@ def test_table_and_file(tmp_path):
     report = json.loads((tmp_path / "data_health.json").read_text())
     assert (report["seen"], report["skipped"], report["bad_fraction"]) == (4, 3, 0.75)
     assert report["problems"] == [["", "cut.tar", "truncated_archive"]]
+
+
+def test_a_file_name_that_is_not_utf8(tmp_path):
+    name = "caf\udce9.png"  # as os.walk gives the bytes caf\xe9
+    health = DataHealth()
+    health.update(batch(0, (name, "undecodable")))
+    assert "caf\\udce9.png" in health.summary_table().encode("utf-8").decode("utf-8")
+    write_json(tmp_path / "state.json", health.state_dict())
+    restored = DataHealth()
+    restored.load_state_dict(read_json(tmp_path / "state.json"))
+    assert restored.examples == health.examples
