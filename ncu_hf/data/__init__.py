@@ -4,7 +4,7 @@ from ncu_hf.data.augmentation import augment_caption
 from ncu_hf.data.collator import PairCollator
 from ncu_hf.data.decoding import clean_caption, decode_image
 from ncu_hf.data.health import DataHealth, TooManyBadRecords
-from ncu_hf.data.loader import PairLoader, iterate_once
+from ncu_hf.data.loader import PairLoader
 from ncu_hf.data.noise import shuffle_captions
 from ncu_hf.data.records import BadRecord, Located, PairSource, Record, Skipped
 from ncu_hf.data.sources import check_readable, open_pairs, usable_captions
@@ -27,7 +27,6 @@ __all__ = [
     "check_readable",
     "clean_caption",
     "decode_image",
-    "iterate_once",
     "normalize",
     "open_pairs",
     "shuffle_captions",

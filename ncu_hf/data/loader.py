@@ -124,15 +124,6 @@ class PairLoader:
             del batches  # ends the workers now: the traceback of an error would hold on to them
 
 
-def iterate_once(
-    source: PairSource, collator: PairCollator, batch_size: int, seed: int = 0
-) -> Iterator[dict[str, Any]]:
-    """All records once, in stored order, the short last batch included: for evaluation and audits."""
-    for start in range(0, len(source), batch_size):
-        rows = range(start, min(start + batch_size, len(source)))
-        yield collator([Located(source[i], source.shard_of(i), 0, (i,)) for i in rows], seed=seed)
-
-
 class _Split(NamedTuple):
     """Which part of the records a process takes, and in which order."""
 

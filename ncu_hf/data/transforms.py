@@ -29,9 +29,7 @@ class ImageTransform:
         processor (`BaseImageProcessor`): A `CLIPImageProcessor`, of either backend.
         train (`bool`): Random crop or the processor's own preprocessing. The latter can be used for training too.
         crop_scale (`tuple[float, float]`, *optional*, defaults to `(0.5, 1.0)`): Range of the crop's share of the
-            area (released code of NCU).
-        horizontal_flip (`bool`, *optional*, defaults to `False`): Mirror every other training image. Off: captions
-            name sides.
+            area (released code of NCU). Images are not mirrored: captions name sides.
 
     Attributes:
         output_size (`tuple[int, int]`): (H, W) of the result.
@@ -48,7 +46,6 @@ class ImageTransform:
         processor: BaseImageProcessor,
         train: bool,
         crop_scale: tuple[float, float] = (0.5, 1.0),
-        horizontal_flip: bool = False,
     ):
         low, high = crop_scale
         if not 0 < low <= high <= 1:
@@ -56,7 +53,6 @@ class ImageTransform:
         config = processor.to_dict()
         self.train = train
         self.crop_scale = (float(low), float(high))
-        self.horizontal_flip = horizontal_flip
         self.resample = Image.Resampling(int(config.get("resample") or Image.Resampling.BICUBIC))
         self._resize = _size(config, "size") if config.get("do_resize") else None
         self._crop = _crop_size(config)
@@ -98,8 +94,6 @@ class ImageTransform:
         box = random_crop_box(image.width, image.height, self.crop_scale, rng)
         height, width = self.output_size
         image = image.resize((width, height), resample=self.resample, box=box)
-        if self.horizontal_flip and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return _to_tensor(image)
 
     def _plain_resize(self, image: Image.Image) -> Image.Image:

@@ -114,28 +114,6 @@ def plot_similarities(
     return _save(figure, path)
 
 
-def plot_confidence(clean: Tensor, mismatched: Tensor, path: str | Path) -> Path:
-    """Clean confidence of pairs that match and of pairs that are known not to.
-
-    Args:
-        clean, mismatched (`Tensor`): Confidences in [0, 1] of the two kinds of pairs, any length above 0.
-        path (`str` or `Path`): PNG file; its folder is made.
-    """
-    bins = numpy.linspace(0, 1, 41)
-    figure = Figure(figsize=(5.8, 4.0), layout="constrained")
-    axes = figure.subplots()
-    for values, label, colour in ((clean, "matching pairs", BLUE), (mismatched, "mismatched pairs", VERMILION)):
-        values = _finite(values)
-        _draw_distribution(axes, values, bins, f"{label} ({len(values):,})", colour)
-    axes.set_xlabel("clean confidence")
-    axes.set_ylabel("density")
-    axes.set_xlim(0, 1)
-    _tidy(axes)
-    _draw_legend(axes)
-    _leave_room_for_legend(axes)
-    return _save(figure, path)
-
-
 def _draw_distribution(axes: Axes, values: numpy.ndarray, bins: numpy.ndarray, label: str, colour: str) -> None:
     """Filled histogram with a dashed line at the mean, which the legend states."""
     if not len(values):

@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ncu_hf.data.collator import PairCollator
-from ncu_hf.data.loader import PairLoader, iterate_once
+from ncu_hf.data.loader import PairLoader
 from ncu_hf.data.records import PairSource, Record
 from ncu_hf.data.sources import open_pairs
 from ncu_hf.data.streaming import StreamSource
@@ -207,13 +207,6 @@ def test_the_global_random_state_is_left_alone(collator):
     torch.manual_seed(0)
     take(ListSource(12), collator, 3, num_workers=1)
     assert torch.equal(torch.rand(3), wanted)
-
-
-def test_iterate_once_sees_each_record_once_in_order(collator):
-    source = ListSource(11, bad=(4,))
-    batches = list(iterate_once(source, collator, batch_size=4))
-    assert [len(batch["keys"]) for batch in batches] == [4, 3, 3]
-    assert [key for batch in batches for key in batch["keys"]] == [str(i) for i in range(11) if i != 4]
 
 
 # Streams

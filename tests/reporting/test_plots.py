@@ -87,14 +87,6 @@ def test_degenerate_values_are_drawn(tmp_path):
     same = {kind: torch.full((5,), 0.5) for kind in plots.KINDS}
     broken = {kind: torch.full((5,), math.nan) for kind in plots.KINDS}
     assert plots.plot_similarities(same, broken, tmp_path / "x.png").stat().st_size > 1000
-    assert plots.plot_confidence(torch.rand(9), torch.full((2,), 0.1), tmp_path / "y.png").stat().st_size > 1000
-
-
-def test_confidence_says_how_many_pairs(figures, tmp_path):
-    plots.plot_confidence(torch.rand(1500), torch.rand(20), tmp_path / "x.png")
-    labels = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
-    assert labels[0].startswith("matching pairs (1,500)")
-    assert labels[1].startswith("mismatched pairs (20)")
 
 
 def test_pyplot_is_not_imported():
