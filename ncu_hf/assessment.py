@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,6 +13,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from ncu_hf.config import MethodArguments
 from ncu_hf.data import BadRecord, PairSource, clean_caption, decode_image
+from ncu_hf.data.order import SAMPLE, keyed_generator
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation import ClipEncoder, PairEvaluation, ZeroShotSet, evaluate_pairs
 from ncu_hf.evaluation.detection import evaluate_forget_set
@@ -110,7 +110,8 @@ def assess_forget_set(
     not known, or all pairs are of one kind.
     """
     images, captions, mismatched = [], [], []
-    for index in np.random.default_rng(seed).permutation(len(source))[:FORGET_SET_PAIRS].tolist():
+    # A stream of its own: were the sample drawn as the noise was, with equal seeds it would hold all mismatches.
+    for index in keyed_generator(seed, SAMPLE).permutation(len(source))[:FORGET_SET_PAIRS].tolist():
         record = source[index]
         if record.mismatched is None:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # What a generator is for. The tag keeps streams of one seed apart that have the same remaining key.
-EPOCH_ORDER, SHARD_ORDER, BLOCK_ORDER, CROP, AUGMENTATION = 1, 2, 3, 4, 5
+EPOCH_ORDER, SHARD_ORDER, BLOCK_ORDER, CROP, AUGMENTATION, SAMPLE = 1, 2, 3, 4, 5, 6
 
 
 def keyed_generator(seed: int, purpose: int, *key: int) -> np.random.Generator:
