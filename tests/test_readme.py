@@ -21,7 +21,8 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOT
 def commands(start: str) -> list[str]:
     """Shell commands of the README that contain `start`, continuation lines joined."""
     shell = "\n".join(text for language, text in BLOCKS if language == "bash").replace("\\\n", " ")
-    return [line.split(" #")[0].strip() for line in shell.splitlines() if start in line]
+    lines = (line.split(" #")[0].strip() for line in shell.splitlines())
+    return [line for line in lines if start in line]
 
 
 @pytest.mark.parametrize("command", commands("recipes/"))
