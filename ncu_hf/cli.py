@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ncu_hf.config import DataArguments, MethodArguments, ModelArguments, NCUTrainingArguments
+from ncu_hf.distributed import leave
 from ncu_hf.errors import InputError, TrainingStopped, nearest, one_line
 
 STOPPED, BAD_INPUT = 1, 2
@@ -80,6 +81,7 @@ def run_main(main: Callable[[], None]) -> None:
     """Run a script's `main`; wrong input ends it with one line on stderr and exit code 2, a stopped run with 1."""
     try:
         main()
+        leave()
     except InputError as error:
         _exit(f"error: {error}", BAD_INPUT)
     except TrainingStopped as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import torch
@@ -22,8 +23,8 @@ def gather_sizes(rows: int, device: torch.device) -> list[int]:
     if processes == 1:
         return [rows]
     mine = torch.tensor([rows], device=device)
-    sizes = torch.empty(processes, dtype=mine.dtype, device=device)
-    dist.all_gather_into_tensor(sizes, mine)
+    sizes = mine.new_empty(processes)
+    dist.all_gather(list(sizes.split(1)), mine)
     return sizes.tolist()
 
 
@@ -47,9 +48,8 @@ def gather_rows(local: Tensor, sizes: list[int]) -> Tensor:
     # Equal shapes for the collective: the rows that a process lacks are padding and are cut off again.
     padded = local.new_zeros(max(sizes), *local.shape[1:])
     padded[: local.shape[0]] = local
-    gathered = local.new_empty(processes * max(sizes), *local.shape[1:])
-    dist.all_gather_into_tensor(gathered, padded)
-    blocks = gathered.view(processes, max(sizes), *local.shape[1:])
+    blocks = [torch.empty_like(padded) for _ in range(processes)]
+    dist.all_gather(blocks, padded)
     return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
 
 
@@ -64,3 +64,14 @@ def barrier() -> None:
     """Wait for all processes."""
     if world()[1] > 1:
         dist.barrier()
+
+
+def leave() -> None:
+    """End the process group. A process that exits with the group's threads alive may abort.
+
+    Wrapped models hold the group, and trainers, which form cycles, hold the models: they are collected first.
+    """
+    if world()[1] > 1:
+        gc.collect()
+        dist.barrier()
+        dist.destroy_process_group()

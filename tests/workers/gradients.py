@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from ncu_hf.cli import parse_arguments
 from ncu_hf.data import DataHealth, open_pairs
+from ncu_hf.distributed import leave
 from ncu_hf.loading import load_reference
 from ncu_hf.objectives import build_objectives
 from ncu_hf.phases import Run, build_model, phase_arguments
@@ -33,30 +34,35 @@ class Capture(TrainerCallback):
             save_file(gradients, self.path)
 
 
-output, chunk_sizes = Path(sys.argv[1]), sys.argv[2].split(",")
-arguments, _ = parse_arguments(sys.argv[3:])
-arguments.training.disable_tqdm = True
-arguments.training.device  # noqa: B018 (starts the process group)
-data = arguments.data
-source = open_pairs(data.train_data, image_column=data.image_column, caption_column=data.caption_column)
-reference = load_reference(arguments.model, list, 0, Path("unused"))
-run = Run(arguments, Workspace(output / "work"), source, reference)
-for objective, dtype, chunk_size in itertools.product(
-    build_objectives(arguments.method), ("float32", "float64"), chunk_sizes
-):
-    torch.manual_seed(0)
-    model = build_model(run, objective, copy.deepcopy(reference.clip), None).to(getattr(torch, dtype))
-    settings = phase_arguments(run, objective, output / "work" / objective.phase)
-    settings.max_steps, settings.save_strategy, settings.chunk_size = 1, "no", int(chunk_size) or None
-    trainer = NCUTrainer(
-        model,
-        settings,
-        objective,
-        run.loader,
-        run.batches_per_epoch(),
-        reference.processor,
-        DataHealth(),
-        arguments.model.adapted_towers,
-        callbacks=[Capture(output / f"{objective.phase}.{dtype}.{chunk_size}.safetensors")],
-    )
-    trainer.train()
+def main() -> None:
+    output, chunk_sizes = Path(sys.argv[1]), sys.argv[2].split(",")
+    arguments, _ = parse_arguments(sys.argv[3:])
+    arguments.training.disable_tqdm = True
+    arguments.training.device  # noqa: B018 (starts the process group)
+    data = arguments.data
+    source = open_pairs(data.train_data, image_column=data.image_column, caption_column=data.caption_column)
+    reference = load_reference(arguments.model, list, 0, Path("unused"))
+    run = Run(arguments, Workspace(output / "work"), source, reference)
+    for objective, dtype, chunk_size in itertools.product(
+        build_objectives(arguments.method), ("float32", "float64"), chunk_sizes
+    ):
+        torch.manual_seed(0)
+        model = build_model(run, objective, copy.deepcopy(reference.clip), None).to(getattr(torch, dtype))
+        settings = phase_arguments(run, objective, output / "work" / objective.phase)
+        settings.max_steps, settings.save_strategy, settings.chunk_size = 1, "no", int(chunk_size) or None
+        trainer = NCUTrainer(
+            model,
+            settings,
+            objective,
+            run.loader,
+            run.batches_per_epoch(),
+            reference.processor,
+            DataHealth(),
+            arguments.model.adapted_towers,
+            callbacks=[Capture(output / f"{objective.phase}.{dtype}.{chunk_size}.safetensors")],
+        )
+        trainer.train()
+
+
+main()
+leave()
