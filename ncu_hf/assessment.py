@@ -116,11 +116,11 @@ def assess_forget_set(
         if record.mismatched is None:
             return None
         try:
-            captions.append(clean_caption(record.caption))
+            caption = clean_caption(record.caption)
             decode_image(record.image)
         except BadRecord:
-            captions = captions[: len(images)]
             continue
+        captions.append(caption)
         images.append(record.image)
         mismatched.append(record.mismatched)
     if all(mismatched) or not any(mismatched):
