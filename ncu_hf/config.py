@@ -62,7 +62,10 @@ class DataArguments:
 
     train_data: str | None = field(
         default=None,
-        metadata={"help": "CSV, parquet, WebDataset tars (glob, braces), image folder, or Hub data set."},
+        metadata={
+            "help": "cc3m, cc12m or yfcc15m-r (streamed from the Hub), CSV, parquet, WebDataset tars (glob, braces, "
+            "URL), image folder, or Hub data set."
+        },
     )
     eval_data: str | None = field(default=None, metadata={"help": "Clean pairs for retrieval, in the same formats."})
     data_format: str | None = field(
@@ -76,12 +79,30 @@ class DataArguments:
     )
     split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
     eval_split: str = field(default="test", metadata={"help": "Split of a Hub data set that is evaluated on."})
-    data_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
-    streaming: bool = field(
-        default=False, metadata={"help": "Read a Hub data set without downloading it, or parquet files, as a stream."}
+    data_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a Hub data set to train on."}
+    )
+    data_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub data set to train on, if it has several."}
+    )
+    streaming: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Read training pairs of the Hub without downloading them, and tars and parquet files without an "
+            "index, forwards. Sets that are known by name and URLs always are, if not switched off."
+        },
     )
     train_pairs: int | None = field(
-        default=None, metadata={"help": "Number of pairs of a stream, so that its epochs can be counted."}
+        default=None,
+        metadata={"help": "Number of pairs of a streamed set as a whole, so that its epochs can be counted."},
+    )
+    train_subset: str | None = field(
+        default=None,
+        metadata={"help": "Train on a random part: a share (0.5 or 50%%) or a number of pairs (500000)."},
+    )
+    subset_seed: int = field(default=0, metadata={"help": "Seed of the choice of that part."})
+    data_timeout: float = field(
+        default=300.0, metadata={"help": "Seconds without progress of a stream after which the run stops."}
     )
     caption_tokenizer: str | None = field(
         default=None, metadata={"help": "Tokenizer of captions that are stored as token ids (YFCC15M-R)."}
@@ -112,8 +133,11 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} must be at least 1, got {value}.")
-        if self.noise_seed < 0:
-            raise InputError(f"--noise_seed must not be negative, got {self.noise_seed}.")
+        for name in ("noise_seed", "subset_seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name} must not be negative, got {getattr(self, name)}.")
+        if not self.data_timeout > 0:
+            raise InputError(f"--data_timeout must be positive (seconds), got {self.data_timeout}.")
         if not 0 < self.crop_scale_min <= 1:
             raise InputError(f"--crop_scale_min is a share of the area in (0, 1], got {self.crop_scale_min}.")
 
@@ -222,6 +246,9 @@ class NCUTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Off: the trainer reads whole batches."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Off: a phase freezes its parameters before the model is wrapped."}
+    )
+    plan: bool = field(
+        default=False, metadata={"help": "Print what the run would do, need and write; train nothing, write nothing."}
     )
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "true: go on where the run in --output_dir stopped, in whichever phase."}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -58,6 +61,19 @@ def gather_json(value: object, device: torch.device) -> list:
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
     sizes = gather_sizes(data.shape[0], device)
     return [json.loads(bytes(part.tolist())) for part in gather_rows(data, sizes).split(sizes)]
+
+
+@contextmanager
+def local_first() -> Iterator[None]:
+    """Let the first process of each machine go ahead: it fills the caches that the others read."""
+    ahead = world()[1] == 1 or int(os.environ.get("LOCAL_RANK", world()[0])) == 0
+    if not ahead:
+        barrier()
+    try:
+        yield
+    finally:
+        if ahead:
+            barrier()
 
 
 def barrier() -> None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import CLIPModel, set_seed
 
 from ncu_hf.adapters import add_adapters
-from ncu_hf.checkpoint import last_checkpoint
+from ncu_hf.checkpoint import last_checkpoint, read_json
 from ncu_hf.cli import Arguments
 from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.data import DataHealth, ImageTransform, PairCollator, PairLoader, PairSource, StreamSource
-from ncu_hf.distributed import world
+from ncu_hf.distributed import gather_json, world
 from ncu_hf.errors import InputError, one_line
 from ncu_hf.loading import Reference, load_clip, make_prompt
 from ncu_hf.modeling import NCUModel, load_prompt
 from ncu_hf.objectives import Objective
-from ncu_hf.trainer import NCUTrainer
+from ncu_hf.trainer import DATA_STATE, NCUTrainer
 from ncu_hf.workspace import Workspace, resuming
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ class Run(NamedTuple):
     source: PairSource | StreamSource
     reference: Reference
 
-    def loader(self, start_batch: int = 0) -> PairLoader:
-        """Training batches of this process, from global batch `start_batch` of a phase on."""
+    def loader(self, state: dict[str, Any] | None = None) -> PairLoader:
+        """Training batches of this process, from the beginning of the data or from a saved position on."""
         data, training, processor = self.arguments.data, self.arguments.training, self.reference.processor
         crop = (data.crop_scale_min, 1.0)
         collator = PairCollator(
@@ -53,14 +54,16 @@ class Run(NamedTuple):
             world_size=processes,
             seed=training.seed if training.data_seed is None else training.data_seed,
             num_workers=training.dataloader_num_workers,
-            start_batch=start_batch,
+            state=state,
+            gather=partial(gather_json, device=training.device),
         )
 
     def batches_per_epoch(self) -> int | None:
         """Global batches of an epoch; `None` for a stream whose length is not known."""
-        data, training = self.arguments.data, self.arguments.training
-        stated = None if data.train_pairs is None else max(data.train_pairs // training.global_batch_size, 1)
-        return self.loader().batches_per_epoch or stated
+        known = self.loader().batches_per_epoch
+        if known is not None or not isinstance(self.source, StreamSource) or self.source.expected_rows is None:
+            return known
+        return max(self.source.expected_rows // self.arguments.training.global_batch_size, 1)
 
 
 def phase_steps(objective: Objective, training: NCUTrainingArguments, batches_per_epoch: int | None) -> int:
@@ -143,7 +146,7 @@ def make_trainer(run: Run, objective: Objective, clip: CLIPModel, previous: Path
         run (`Run`): Settings, data and reference.
         objective (`Objective`): The phase.
         clip (`CLIPModel`): Where the phase starts; changed in place.
-        previous (`Path`, *optional*): Outcome of the phase before.
+        previous (`Path`, *optional*): Outcome of the phase before; the data go on where it stopped.
         folder (`Path`): For checkpoints.
     """
     return NCUTrainer(
@@ -151,6 +154,7 @@ def make_trainer(run: Run, objective: Objective, clip: CLIPModel, previous: Path
         phase_arguments(run, objective, folder),
         objective,
         run.loader,
+        None if previous is None else read_json(previous / DATA_STATE),
         run.batches_per_epoch(),
         run.reference.processor,
         DataHealth(run.arguments.data.max_bad_fraction, run.source.problems),

@@ -15,15 +15,15 @@ from transformers.utils import logging as transformers_logging
 from ncu_hf.assessment import EvaluationPairs, collect_pairs
 from ncu_hf.cli import Arguments, parse_arguments, run_main
 from ncu_hf.config import NCUTrainingArguments
-from ncu_hf.data import PairSource, StreamSource, check_readable, open_pairs, usable_captions
+from ncu_hf.data import usable_captions
 from ncu_hf.distributed import barrier
-from ncu_hf.errors import InputError
 from ncu_hf.evaluation import ZeroShotSet
 from ncu_hf.evidence import collect_evidence, summary, write_evidence
 from ncu_hf.hub import check_login, publish
 from ncu_hf.loading import load_clip, load_reference, save_initial
 from ncu_hf.modeling import PROMPT_FOLDER, NCUModel, load_prompt
 from ncu_hf.objectives import build_objectives
+from ncu_hf.opening import open_evaluation_pairs, open_training_pairs
 from ncu_hf.phases import Run, check_phase, run_phase
 from ncu_hf.workspace import Workspace, resuming
 
@@ -67,7 +67,8 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
         workspace.check(arguments)
         if arguments.training.push_to_hub:
             check_login(arguments.training)
-    source, eval_source = _open_data(arguments)
+    source = open_training_pairs(arguments.data, device, revision=workspace.data_revision(arguments))
+    eval_source = open_evaluation_pairs(arguments.data)
     reference = load_reference(
         arguments.model,
         partial(usable_captions, source),
@@ -80,7 +81,7 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
         check_phase(prepared, objective)
     pairs = None if eval_source is None else collect_pairs(eval_source, arguments.data.eval_limit)
     if arguments.training.should_save:
-        workspace.open(arguments, source.fingerprint)
+        workspace.open(arguments, source.fingerprint, source.revision)
         if arguments.model.model is None:
             save_initial(reference)
     barrier()
@@ -103,38 +104,6 @@ def set_up_logging(training: NCUTrainingArguments) -> None:
     logging.getLogger("ncu_hf").setLevel(level)
     transformers_logging.disable_progress_bar()
     training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
-
-
-def _open_data(arguments: Arguments) -> tuple[PairSource | StreamSource, PairSource | None]:
-    data = arguments.data
-    if data.train_data is None:
-        raise InputError("Give the pairs to train on: --train_data.")
-    shared = {
-        "image_column": data.image_column,
-        "caption_column": data.caption_column,
-        "delimiter": data.delimiter,
-        "image_root": data.image_root,
-        "revision": data.data_revision,
-        "data_format": data.data_format,
-    }
-    noise = {"noise_share": data.noise_share, "noise_seed": data.noise_seed}
-    with arguments.training.main_process_first(desc="opening the data"):
-        source = open_pairs(
-            data.train_data,
-            split=data.split,
-            limit=data.train_limit,
-            streaming=data.streaming,
-            caption_tokenizer=data.caption_tokenizer,
-            **noise,
-            **shared,
-        )
-        eval_source = None
-        if data.eval_data is not None:
-            eval_source = open_pairs(data.eval_data, split=data.eval_split, limit=data.eval_limit, **shared)
-    for opened in (source, eval_source):
-        if opened is not None:
-            check_readable(opened)
-    return source, eval_source
 
 
 def _finish(

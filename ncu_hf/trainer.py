@@ -40,6 +40,7 @@ from ncu_hf.parameters import freeze, parameter_groups
 from ncu_hf.step import split_rows, total_loss, two_stage_backward
 from ncu_hf.step_metrics import RunningMeans
 
+DATA_STATE = "data_state.json"
 MODEL_INPUTS = ("pixel_values", "input_ids", "negative_input_ids")
 
 
@@ -54,7 +55,8 @@ class NCUTrainer(Trainer):
         model (`NCUModel`): Float32 (or float64) weights; use `bf16`/`fp16` of the arguments for autocast.
         args (`NCUTrainingArguments`): `max_steps`, `learning_rate` and `output_dir` are those of this phase.
         objective (`Objective`): Losses of this phase, and which parameters train.
-        make_loader (`Callable[[int], PairLoader]`): Builds the loader that starts at the given batch of the phase.
+        make_loader (`Callable[[dict | None], PairLoader]`): Builds the loader that goes on at a position of the data.
+        data_state (`dict`, *optional*): Position where the phase begins; the beginning of the data by default.
         batches_per_epoch (`int`, *optional*): Global batches of an epoch, where that is known.
         processor (`CLIPProcessor`): Saved with every checkpoint; its mean and deviation normalise the images.
         health (`DataHealth`): Counts the records that could not be used.
@@ -67,7 +69,8 @@ class NCUTrainer(Trainer):
         model: NCUModel,
         args: NCUTrainingArguments,
         objective: Objective,
-        make_loader: Callable[[int], PairLoader],
+        make_loader: Callable[[dict[str, Any] | None], PairLoader],
+        data_state: dict[str, Any] | None,
         batches_per_epoch: int | None,
         processor: CLIPProcessor,
         health: DataHealth,
@@ -78,7 +81,8 @@ class NCUTrainer(Trainer):
         self.objective = objective
         self.make_loader = make_loader
         self.health = health
-        self._start_step = 0
+        self._loader: PairLoader | None = None
+        self._data_state = data_state
         self._metrics = RunningMeans()
         images = ImageTransform(processor.image_processor, train=False)
         self._normalization = images.mean, images.std, images.rescale
@@ -102,20 +106,21 @@ class NCUTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> PairLoader:
-        """The phase's loader, started after the batches that the resumed checkpoint has seen."""
-        return self.make_loader(self._start_step * self.args.gradient_accumulation_steps)
+        """The phase's loader, from where the phase begins or the resumed checkpoint stopped."""
+        self._loader = self.make_loader(self._data_state)
+        return self._loader
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> None:
         """Train the phase, from the start or from one of its checkpoints."""
         if resume_from_checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            self._data_state = read_json(Path(resume_from_checkpoint) / DATA_STATE)
             if state.global_step >= self.args.max_steps:
                 self.state = state
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self._load_health(resume_from_checkpoint)
                 return
-            self._start_step = state.global_step
-            # The loader starts at the right batch by itself; Trainer would decode the earlier ones to skip them.
+            # The loader goes on at the right batch by itself; Trainer would decode the earlier ones to skip them.
             self.args.ignore_data_skip = True
         super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -193,13 +198,17 @@ class NCUTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir)
-        health = self._total_health()
+        write = partial(self._write_state, self._total_health(), self._position())
         if self.args.should_save:
-            write_atomically(folder / f"checkpoint-{self.state.global_step}", partial(self._write_state, health))
+            write_atomically(folder / f"checkpoint-{self.state.global_step}", write)
             rotate_checkpoints(folder, self.args.save_total_limit)
         barrier()
 
-    def _write_state(self, health: DataHealth, folder: Path) -> None:
+    def _position(self) -> dict[str, Any]:
+        """Position behind the last batch, of all processes; a collective."""
+        return self._data_state if self._loader is None else self._loader.state_dict()
+
+    def _write_state(self, health: DataHealth, position: dict[str, Any], folder: Path) -> None:
         self._save(str(folder))
         save_adapters(self.model.clip, folder)
         save_optimizer(self.optimizer.optimizer, folder)
@@ -207,6 +216,7 @@ class NCUTrainer(Trainer):
         if self.accelerator.scaler is not None:
             write_json(folder / "scaler.json", self.accelerator.scaler.state_dict())
         write_json(folder / "data_health.json", health.state_dict())
+        write_json(folder / DATA_STATE, position)
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _total_health(self) -> DataHealth:
@@ -216,8 +226,8 @@ class NCUTrainer(Trainer):
         return total
 
     def save_outcome(self, folder: Path) -> None:
-        """Write what the phase leaves: model, processor, prompt, and the record of its training (`phase.json`)."""
-        health = self._total_health()
+        """Write what the phase leaves: model, processor, prompt, position in the data, and its record, `phase.json`."""
+        health, position = self._total_health(), self._position()
         health.check(final=True)
         record = {
             "name": self.objective.phase,
@@ -230,6 +240,7 @@ class NCUTrainer(Trainer):
 
         def write(path: Path) -> None:
             self._save(str(path))
+            write_json(path / DATA_STATE, position)
             write_json(path / "phase.json", record)
 
         if self.args.should_save:

@@ -14,7 +14,7 @@ from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.errors import InputError
 
 _RUN_FILE = "run.json"
-_FINGERPRINT = "data_fingerprint"
+_FINGERPRINT, _COMMIT = "data_fingerprint", "data_commit"
 # Settings of the trainer that change what is learned; a resumed run must have them as they were.
 LEARNING_SETTINGS = [
     "seed",
@@ -96,7 +96,13 @@ class Workspace:
                 "on with its run, or --overwrite_output_dir to delete it."
             )
 
-    def open(self, arguments: Arguments, data_fingerprint: str) -> None:
+    def data_revision(self, arguments: Arguments) -> str | None:
+        """Revision of the training data to read: a run goes on with the commit that it was started on."""
+        if resuming(arguments.training) and (self.folder / _RUN_FILE).is_file():
+            return read_json(self.folder / _RUN_FILE).get(_COMMIT) or arguments.data.data_revision
+        return arguments.data.data_revision
+
+    def open(self, arguments: Arguments, data_fingerprint: str, data_commit: str | None) -> None:
         """Make the folder ready: delete an earlier run if that was asked for, write the settings.
 
         Raises:
@@ -114,7 +120,8 @@ class Workspace:
             shutil.rmtree(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / _RUN_FILE, {**run_settings(arguments), _FINGERPRINT: data_fingerprint})
+            data = {_FINGERPRINT: data_fingerprint, _COMMIT: data_commit}
+            write_json(self.folder / _RUN_FILE, {**run_settings(arguments), **data})
         except OSError as error:
             raise InputError(f"--output_dir {self.folder}: cannot be written ({error.strerror}).") from error
 

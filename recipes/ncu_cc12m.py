@@ -9,11 +9,7 @@ only, from the released code (see `ncu_cc3m.py`), and are used here too: they ar
 from ncu_hf.recipe import main
 
 DEFAULTS = {
-    "train_data": "pixparse/cc12m-wds",
-    "image_column": "jpg",
-    "caption_column": "txt",
-    "streaming": True,
-    "train_pairs": 10_968_539,
+    "train_data": "cc12m",
     "bf16": True,
     "dataloader_num_workers": 8,
     "output_dir": "outputs/ncu_cc12m",

@@ -10,11 +10,7 @@ cosine. These are the defaults of every recipe; only the data set is named here.
 from ncu_hf.recipe import main
 
 DEFAULTS = {
-    "train_data": "pixparse/cc3m-wds",
-    "image_column": "jpg",
-    "caption_column": "txt",
-    "streaming": True,
-    "train_pairs": 2_905_954,
+    "train_data": "cc3m",
     "bf16": True,
     "dataloader_num_workers": 8,
     "output_dir": "outputs/ncu_cc3m",

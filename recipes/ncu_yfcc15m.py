@@ -3,19 +3,14 @@
     accelerate launch --config_file accelerate_config.yaml recipes/ncu_yfcc15m.py --model <CLIP trained on YFCC15M-R>
 
 The captions of this set are stored as CLIP token ids (column `texts`) and are decoded with CLIP's tokenizer; its
-length is rounded, an epoch is 15,000,000 pairs. Settings as in `ncu_cc12m.py`: the paper's where it gives them for all
+length is rounded to 15,000,000 pairs. Settings as in `ncu_cc12m.py`: the paper's where it gives them for all
 sets (section 5.1), else those of CC3M.
 """
 
 from ncu_hf.recipe import main
 
 DEFAULTS = {
-    "train_data": "Kaichengalex/YFCC15M",
-    "image_column": "images",
-    "caption_column": "texts",
-    "caption_tokenizer": "openai/clip-vit-base-patch32",
-    "streaming": True,
-    "train_pairs": 15_000_000,
+    "train_data": "yfcc15m-r",
     "bf16": True,
     "dataloader_num_workers": 8,
     "output_dir": "outputs/ncu_yfcc15m",

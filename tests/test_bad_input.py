@@ -301,7 +301,7 @@ def test_the_output_folder_is_looked_at_before_the_data(refused, tmp_path):
 
 def test_resume_with_other_settings(refused, options, words):
     arguments, _ = parse_arguments(words(options))
-    Workspace(options["output_dir"]).open(arguments, "fingerprint")
+    Workspace(options["output_dir"]).open(arguments, "fingerprint", None)
     line = refused(resume_from_checkpoint="true", forget_ratio=0.2, learning_rate=1e-3)
     assert_names(line, "other settings", "forget_ratio was 0.1, is 0.2", "learning_rate was 5e-05, is 0.001")
     assert_names(refused(resume_from_checkpoint="true", data_seed=3), "data_seed")
@@ -309,7 +309,7 @@ def test_resume_with_other_settings(refused, options, words):
 
 def test_resume_with_other_data_under_the_same_name(refused, options, words):
     arguments, _ = parse_arguments(words(options))
-    Workspace(options["output_dir"]).open(arguments, "fingerprint of what was there")
+    Workspace(options["output_dir"]).open(arguments, "fingerprint of what was there", None)
     line = refused(resume_from_checkpoint="true")
     assert_names(line, "--resume_from_checkpoint", f"--train_data {options['train_data']} has changed")
 
@@ -318,7 +318,7 @@ def test_resume_with_other_data_under_the_same_name(refused, options, words):
 def test_overwriting_the_input_of_the_run(flag, refused, options, words):
     folder = options["output_dir"]
     arguments, _ = parse_arguments(words(options))
-    Workspace(folder).open(arguments, "fingerprint")
+    Workspace(folder).open(arguments, "fingerprint", None)
     (folder / "inside").mkdir()
     line = refused(**{flag: folder / "inside"}, overwrite_output_dir="true")
     assert_names(line, "--overwrite_output_dir", f"--{flag} {folder / 'inside'}")

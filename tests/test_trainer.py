@@ -102,7 +102,9 @@ def trainer_of(options, words) -> Callable[..., tuple[NCUTrainer, Observer]]:
         set_seed(arguments.training.seed)
         trainer = make_trainer(run, objective, reference.clip, None, output / "phases" / objective.phase)
         if start_batch:
-            trainer.make_loader = lambda start: run.loader(start_batch + start)
+            place = {"epoch": 0, "position": start_batch * arguments.training.global_batch_size}
+            state = {"fingerprint": source.fingerprint, "seed": arguments.training.seed, **place}
+            trainer.make_loader = lambda _: run.loader(state)
         observer = Observer()
         trainer.add_callback(observer)
         return trainer, observer
@@ -363,7 +365,7 @@ def test_nan_in_a_weight_stops_before_the_step(trainer_of):
     before = state_of(trainer)
     with pytest.raises(TrainingStopped) as stopped:
         trainer.train()
-    keys = next(iter(trainer.make_loader(0)))["keys"]
+    keys = next(iter(trainer.make_loader(None)))["keys"]
     folder = Path(trainer.args.output_dir)
     for part in ("nan", "step 1", "phase unlearning", keys[0], keys[3], "all 16", "non_finite_batch.json", "none yet"):
         assert part in str(stopped.value)

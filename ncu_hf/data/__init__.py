@@ -7,11 +7,14 @@ from ncu_hf.data.health import DataHealth, TooManyBadRecords
 from ncu_hf.data.loader import PairLoader
 from ncu_hf.data.noise import shuffle_captions
 from ncu_hf.data.records import BadRecord, Located, PairSource, Record, Skipped
+from ncu_hf.data.registry import KNOWN_SETS
+from ncu_hf.data.remote import RemoteData, find_remote
 from ncu_hf.data.sources import check_readable, open_pairs, usable_captions
 from ncu_hf.data.streaming import StreamSource
 from ncu_hf.data.transforms import ImageTransform, normalize
 
 __all__ = [
+    "KNOWN_SETS",
     "BadRecord",
     "DataHealth",
     "ImageTransform",
@@ -20,6 +23,7 @@ __all__ = [
     "PairLoader",
     "PairSource",
     "Record",
+    "RemoteData",
     "Skipped",
     "StreamSource",
     "TooManyBadRecords",
@@ -27,6 +31,7 @@ __all__ = [
     "check_readable",
     "clean_caption",
     "decode_image",
+    "find_remote",
     "normalize",
     "open_pairs",
     "shuffle_captions",

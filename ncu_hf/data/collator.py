@@ -106,6 +106,8 @@ class PairCollator:
 
     def _prepare(self, located: Located, seed: int) -> tuple[torch.Tensor, str]:
         """Pixels uint8 (3, H, W) and clean caption of one record."""
+        if located.record.fault is not None:
+            raise BadRecord(located.record.fault)
         caption = clean_caption(located.record.caption)  # first: it costs nothing
         image = decode_image(located.record.image, self.transform.min_side)
         return self.transform(image, keyed_generator(seed, CROP, located.epoch, *located.position)), caption

@@ -6,7 +6,9 @@ import glob
 import hashlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from ncu_hf.errors import InputError
 
@@ -15,6 +17,46 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAX_BRACE_FILES = 1_000_000
 # A file's fingerprint covers its size and this much of its head and of its tail: large sets open in seconds.
 _SAMPLE_BYTES = 2**20
+
+
+class Location(Protocol):
+    """A file that can be opened, wherever it is. Picklable, and safe to use in a process that was forked.
+
+    Attributes:
+        name (`str`): Last part of its path, for reports.
+        size (`int`, *optional*): Bytes; `None` where that is not known.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int | None: ...
+
+    def open(self) -> BinaryIO:
+        """A new handle at byte 0: buffered, readable and seekable."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A [`Location`] on this machine."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """`str`: Last part of the path."""
+        return self.path.name
+
+    @property
+    def size(self) -> int:
+        """`int`: Bytes, as the file system tells them now."""
+        return self.path.stat().st_size
+
+    def open(self) -> BinaryIO:
+        """A new handle at byte 0."""
+        return open(self.path, "rb")
 
 
 def expand(spec: str) -> list[Path]:
@@ -26,7 +68,7 @@ def expand(spec: str) -> list[Path]:
     spec = os.path.expanduser(spec)
     if os.path.exists(spec):
         return [Path(spec)]
-    patterns = _expand_braces(spec)
+    patterns = expand_braces(spec)
     if len(patterns) == 1 and patterns[0] == spec:
         return [Path(path) for path in sorted(glob.glob(spec, recursive=True))]
     paths: list[Path] = []
@@ -38,7 +80,7 @@ def expand(spec: str) -> list[Path]:
     return paths
 
 
-def _expand_braces(spec: str) -> list[str]:
+def expand_braces(spec: str) -> list[str]:
     match = _BRACES.search(spec)
     if match is None:
         return [spec]
@@ -47,7 +89,7 @@ def _expand_braces(spec: str) -> list[str]:
         raise InputError(f"{spec}: the range in braces must go up, by fewer than {_MAX_BRACE_FILES} files.")
     numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     head, tail = spec[: match.start()], spec[match.end() :]
-    return [rest for number in numbers for rest in _expand_braces(f"{head}{number}{tail}")]
+    return [rest for number in numbers for rest in expand_braces(f"{head}{number}{tail}")]
 
 
 def fingerprint_files(paths: list[Path]) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ncu_hf.data.archives import DEFAULT_CAPTION, DEFAULT_IMAGE, IMAGE_EXTENSIONS
 from ncu_hf.data.decoding import MAX_CAPTION_BYTES
 from ncu_hf.data.files import fingerprint_files, fingerprint_text
 from ncu_hf.data.records import PairSource, Record
 from ncu_hf.data.tables import Columns, check_csv, text_lines
+from ncu_hf.data.tar_samples import DEFAULT_CAPTION, DEFAULT_IMAGE, IMAGE_EXTENSIONS
 from ncu_hf.errors import InputError
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")

@@ -32,12 +32,14 @@ class Record:
         image (`bytes` or `str` or `None`): Encoded image, or the path of its file; `None` if the row has none.
         caption (`Any`): The caption as stored; `decoding.clean_caption` decides whether it is one.
         mismatched (`bool`, *optional*): Ground truth: True if the caption is known not to belong to the image.
+        fault (`str`, *optional*): Why the source could not read the pair (a reason, as in [`BadRecord`]).
     """
 
     key: str
     image: bytes | str | None
     caption: Any
     mismatched: bool | None = None
+    fault: str | None = None
 
 
 class Located(NamedTuple):

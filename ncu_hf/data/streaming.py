@@ -1,54 +1,96 @@
-"""Sources of unknown length: parquet files and Hub data sets, read shard by shard with `datasets` streaming."""
+"""A stream: shards that are read forwards, and which rows of them an epoch consists of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-import datasets
-
-from ncu_hf.data.files import fingerprint_files, fingerprint_text
-from ncu_hf.data.records import Record, Skipped
-from ncu_hf.data.tables import Columns, hub_commit, load, parquet_columns, undecoded
+from ncu_hf.data.records import Skipped
+from ncu_hf.data.shards import Shard
 from ncu_hf.errors import InputError
 
-# Rows that are fetched at once: enough to spread the cost of a call, few enough to hold encoded images of.
-_ROWS = 64
+# (index of a shard, first row, row behind the last one or None for the end of the shard)
+Part = tuple[int, int, int | None]
+
+# Taken where nothing tells how long a shard is: WebDataset writers put 1,000 to 10,000 samples into a tar.
+_GUESSED_ROWS = 5000
+# How many shards are tried where something is to be learned from the first one: it may be empty or broken.
+FIRST_SHARDS = 3
 
 
 class StreamSource:
-    """Records of a `datasets.IterableDataset`, one shard at a time.
+    """Image-text pairs that can only be read forwards, shard by shard.
 
     Args:
-        table (`datasets.IterableDataset`): With the columns of `columns`, images not decoded.
-        columns (`Columns`): Which column holds what.
-        shards (`list[str]`): Names of the shards, for reports.
+        shards (`Sequence[Shard]`): The same ones in the same order on every process.
         name, format, fingerprint, revision: See [`PairSource`].
-        image_root (`Path`, *optional*): Folder of relative image paths.
+        parts (`Sequence[Part]`, *optional*): What an epoch consists of; by default every shard as a whole.
+        total_rows (`int`, *optional*): About how many rows all shards have together, as a card or a user states it.
+        first_rows (`float`, *optional*): About how many rows the first shard has, if that has been found already.
+        subset (`dict`, *optional*): How the parts were chosen, for the description.
+
+    Attributes:
+        problems (`list[Skipped]`): Faults that were found while the source was opened.
     """
 
     def __init__(
         self,
-        table: datasets.IterableDataset,
-        columns: Columns,
-        shards: list[str],
+        shards: Sequence[Shard],
         *,
         name: str,
         format: str,
         fingerprint: str,
         revision: str | None = None,
-        image_root: Path | None = None,
+        parts: Sequence[Part] | None = None,
+        total_rows: int | None = None,
+        first_rows: float | None = None,
+        subset: dict[str, Any] | None = None,
     ):
-        self._table, self._columns, self._image_root = table, columns, image_root
-        self.shards, self.name, self.format = shards, name, format
+        self.shards, self.name, self.format = list(shards), name, format
         self.fingerprint, self.revision = fingerprint, revision
+        self.total_rows, self.first_rows, self.subset = total_rows, first_rows, subset
+        self.parts: list[Part] = [(i, 0, None) for i in range(len(self.shards))] if parts is None else list(parts)
         self.problems: list[Skipped] = []
 
-    def decode_captions(self, decode: Callable[[Any], Any]) -> None:
-        """Read captions through `decode` from now on."""
-        self._columns = replace(self._columns, decode_caption=decode)
+    def estimated_rows(self, shard: int) -> float:
+        """Rows of a shard: as known, else its share by size of the total, else by the density of the first shard."""
+        rows = self.shards[shard].rows
+        return self._weight(shard) * self._rows_a_weight if rows is None else rows
+
+    def _weight(self, shard: int) -> float:
+        return float(self.shards[shard].size or 0) if self._sized else 1.0
+
+    @cached_property
+    def _sized(self) -> bool:
+        return all(shard.size for shard in self.shards)
+
+    @cached_property
+    def _rows_a_weight(self) -> float:
+        if self.total_rows is not None:
+            return self.total_rows / sum(self._weight(i) for i in range(len(self.shards)))
+        if self.first_rows:
+            return self.first_rows / self._weight(0)
+        for index, shard in enumerate(self.shards[:FIRST_SHARDS]):
+            if estimate := shard.estimate_rows():
+                return estimate / self._weight(index)
+        return _GUESSED_ROWS / self._weight(0)
+
+    @property
+    def rows(self) -> int | None:
+        """`int`: rows of an epoch; `None` where the length of a shard that is read to its end is not known."""
+        stops = [self.shards[shard].rows if stop is None else stop for shard, _, stop in self.parts]
+        if None in stops:
+            return None
+        return sum(stop - first for stop, (_, first, _) in zip(stops, self.parts, strict=True))
+
+    @property
+    def expected_rows(self) -> int | None:
+        """`int`: rows of an epoch, exactly or as the stated total lets expect; `None` if nothing tells them."""
+        if self.rows is not None or self.total_rows is None:
+            return self.rows
+        ends = [self.estimated_rows(shard) if stop is None else stop for shard, _, stop in self.parts]
+        return round(sum(end - first for end, (_, first, _) in zip(ends, self.parts, strict=True)))
 
     def captions(self) -> list[Any]:
         """A stream is not read whole for its captions.
@@ -58,68 +100,14 @@ class StreamSource:
         """
         raise InputError(f"{self.name}: a tokenizer cannot be trained on streamed captions; name one with --tokenizer.")
 
-    def read_shard(self, index: int) -> Iterator[Record]:
-        """All records of one shard, in stored order, whichever process or worker asks."""
-        shard = self._table.shard(num_shards=len(self.shards), index=index)
-        row_number = 0
-        # `iter(batch_size)`, not `__iter__`: in a DataLoader worker the latter splits the shards again among workers.
-        for batch in shard.iter(batch_size=_ROWS):
-            for row in _rows(batch):
-                yield self._columns.record(row, f"{index}:{row_number}", self._image_root)
-                row_number += 1
-
     @property
     def description(self) -> dict[str, Any]:
-        """`dict`: what a model card prints; the number of rows is not known."""
-        return {
+        """`dict`: what a model card prints."""
+        described = {
             "name": self.name,
             "format": self.format,
-            "rows": None,
+            "rows": self.rows,
             "revision": self.revision,
             "fingerprint": self.fingerprint,
         }
-
-
-def _rows(batch: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    for values in zip(*batch.values(), strict=True):
-        yield dict(zip(batch, values, strict=True))
-
-
-def stream_parquet(
-    paths: list[Path], name: str, image_column: str, caption_column: str, image_root: Path | None
-) -> StreamSource:
-    """Stream parquet files; each file with rows is a shard."""
-    columns, files = parquet_columns(paths, image_column, caption_column)
-    names = [str(path) for path, _ in files]
-    table = load(path="parquet", data_files=names, columns=columns.names, split="train", streaming=True)
-    return StreamSource(
-        undecoded(table, columns.image),
-        columns,
-        [path.name for path, _ in files],
-        name=name,
-        format="parquet",
-        fingerprint=fingerprint_text(fingerprint_files(paths), *columns.names),
-        image_root=image_root or paths[0].parent,
-    )
-
-
-def stream_hub(
-    repo: str, split: str, revision: str | None, image_column: str, caption_column: str, image_root: Path | None
-) -> StreamSource:
-    """Stream a data set of the Hub at a pinned commit."""
-    commit = hub_commit(repo, revision)
-    table = load(path=repo, split=split, revision=commit, streaming=True)
-    existing = table.column_names or list(next(iter(table), {}))
-    if not existing:
-        raise InputError(f"{repo}: split {split!r} is empty.")
-    columns = Columns.find(repo, existing, image_column, caption_column)
-    return StreamSource(
-        undecoded(table.select_columns(columns.names), columns.image),
-        columns,
-        [f"{repo}#{i}" for i in range(table.num_shards)],
-        name=repo,
-        format="hub",
-        fingerprint=fingerprint_text(repo, split, commit or "", *columns.names),
-        revision=commit,
-        image_root=image_root,
-    )
+        return described if self.subset is None else {**described, "subset": self.subset}

@@ -1,4 +1,4 @@
-"""Tables of pairs: csv, parquet and Hub data sets, read through the `datasets` library."""
+"""Tables of pairs: csv and parquet files, and what `datasets` loads from the Hub, read through that library."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from ncu_hf.data.files import fingerprint_files, fingerprint_text
+from ncu_hf.data.http_client import HTTP_ERROR
 from ncu_hf.data.records import PairSource, Record
 from ncu_hf.errors import InputError, nearest, one_line
 
@@ -27,9 +26,8 @@ KEY_COLUMNS = ("__key__", "key")
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 # csv.reader refuses longer fields (its default is 131,072 characters).
 _MAX_FIELD = 2**24
-# Base of the errors of the Hub's HTTP client, which is httpx or httpx2, depending on the release of huggingface_hub.
-_HTTP_ERROR = HfHubHTTPError.__bases__[0]
-_LOAD_ERRORS = (datasets.exceptions.DatasetsError, OSError, ValueError, pa.ArrowException, _HTTP_ERROR)
+# A data set that is a script, which `datasets` does not run, is a RuntimeError.
+LOAD_ERRORS = (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, pa.ArrowException, HTTP_ERROR)
 
 
 @dataclass(frozen=True)
@@ -295,48 +293,24 @@ def open_parquet(
     )
 
 
-def open_hub(
-    repo: str, split: str, revision: str | None, image_column: str, caption_column: str, image_root: Path | None
-) -> TableSource:
-    """Download a data set of the Hub and open it as a table."""
-    commit = hub_commit(repo, revision)
-    table = load(path=repo, split=split, revision=commit)
-    columns = Columns.find(repo, table.column_names, image_column, caption_column)
-    return TableSource(
-        undecoded(table.select_columns(columns.names), columns.image),
-        columns,
-        [(repo, len(table))],
-        name=repo,
-        format="hub",
-        fingerprint=fingerprint_text(repo, split, commit or str(len(table)), *columns.names),
-        revision=commit,
-        image_root=image_root,
-    )
-
-
-def hub_commit(repo: str, revision: str | None) -> str | None:
-    """Commit that `revision` (default branch if None) stands for now; `revision` itself if the Hub is offline."""
-    try:
-        return HfApi().dataset_info(repo, revision=revision, timeout=30).sha
-    except HFValidationError as error:
-        raise InputError(f"{repo!r} is neither a file, a folder nor a data set id.") from error
-    except OfflineModeIsEnabled:
-        return revision
-    except (_HTTP_ERROR, OSError) as error:
-        raise InputError(
-            f"{repo!r}: no such file or folder, and the Hub does not give a data set of that id "
-            f"({one_line(error)}). Check spelling, --data_revision, access rights and the connection."
-        ) from error
-
-
 def load(**options: Any) -> Any:
     """`datasets.load_dataset`, silent, with its errors as one line."""
+    with reading(", ".join(Path(file).name for file in options.get("data_files", [])[:3]) or options["path"]):
+        return datasets.load_dataset(**options)
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Calls of `datasets`, silent, with their errors as one line that names `what`.
+
+    Raises:
+        InputError: `datasets` cannot read it.
+    """
     try:
         with _no_progress_bars():
-            return datasets.load_dataset(**options)
-    except _LOAD_ERRORS as error:
-        what = ", ".join(Path(file).name for file in options.get("data_files", [])[:3]) or options["path"]
-        raise InputError(f"{what}: `datasets` cannot read the data: {_root_cause(error)}") from error
+            yield
+    except LOAD_ERRORS as error:
+        raise InputError(f"{what}: `datasets` cannot read the data: {root_cause(error)}") from error
 
 
 def undecoded(table: Any, image_column: str) -> Any:
@@ -346,7 +320,8 @@ def undecoded(table: Any, image_column: str) -> Any:
     return table
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
+    """The error behind the errors, as one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {one_line(error)}"

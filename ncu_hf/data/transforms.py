@@ -8,22 +8,29 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ncu_hf.data.decoding import MAX_PIXELS
 from ncu_hf.data.records import BadRecord
 from ncu_hf.errors import InputError
 
+# torch resizes uint8 in SIMD: 0.27 ms where Pillow takes 0.94 ms for half of a 500 x 375 image to 224 x 224. It has
+# Pillow's filter (antialiased) and differs from it by at most 2 levels, mostly in less than 1 % of the values; it gives
+# the same bits with and without AVX.
+_TORCH_MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+# It needs copies of the crop, which Pillow does without: above this size memory counts more than time.
+_MAX_COPIED_PIXELS = 2**22
 # Aspect ratios of a random crop and number of draws before the centre is taken (torchvision's RandomResizedCrop).
 RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 
 
 class ImageTransform:
-    """Resize and crop with Pillow, as the model's own image processor says.
+    """Resize and crop, as the model's own image processor says.
 
-    With `train=True` a random part of the image is resized to the model's input size (one Pillow call, `resize` with
-    a box); otherwise the result equals the processor's (Pillow backend) resize and centre crop, pixel for pixel.
+    With `train=True` a random part of the image is resized to the model's input size, with the processor's filter;
+    otherwise the result equals the processor's (Pillow backend) resize and centre crop, pixel for pixel.
 
     Args:
         processor (`BaseImageProcessor`): A `CLIPImageProcessor`, of either backend.
@@ -53,7 +60,8 @@ class ImageTransform:
         config = processor.to_dict()
         self.train = train
         self.crop_scale = (float(low), float(high))
-        self.resample = Image.Resampling(int(config.get("resample") or Image.Resampling.BICUBIC))
+        resample = config.get("resample")  # 0 is a filter: nearest
+        self.resample = Image.Resampling.BICUBIC if resample is None else Image.Resampling(int(resample))
         self._resize = _size(config, "size") if config.get("do_resize") else None
         self._crop = _crop_size(config)
         self.output_size = self._fixed_size(config)
@@ -92,9 +100,17 @@ class ImageTransform:
         if rng is None:
             raise ValueError("A training transform needs a generator.")
         box = random_crop_box(image.width, image.height, self.crop_scale, rng)
+        return self._resize_box(image, box)
+
+    def _resize_box(self, image: Image.Image, box: tuple[int, int, int, int]) -> torch.Tensor:
+        """Part of an image at the output's size, uint8 (3, H, W)."""
+        left, top, right, bottom = box
         height, width = self.output_size
-        image = image.resize((width, height), resample=self.resample, box=box)
-        return _to_tensor(image)
+        mode = _TORCH_MODES.get(self.resample)
+        if mode is None or (right - left) * (bottom - top) > _MAX_COPIED_PIXELS:
+            return _to_tensor(image.resize((width, height), resample=self.resample, box=box))
+        part = torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1)  # (3, h, w), stored as (h, w, 3)
+        return interpolate(part[None], size=(height, width), mode=mode, antialias=True)[0].contiguous()
 
     def _plain_resize(self, image: Image.Image) -> Image.Image:
         if self._resize is None:
@@ -157,12 +173,13 @@ def normalize(
     device = pixel_values.device
     offset = torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
     scale = torch.tensor(std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-    return pixel_values.to(torch.float32).mul_(rescale).sub_(offset).div_(scale)
+    # x / 255 in float32 has the bits of the processor's float64 product with 1/255; the float32 product has not.
+    return pixel_values.to(torch.float32).div_(1 / rescale).sub_(offset).div_(scale)
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
-    pixels = np.asarray(image)  # (H, W, 3), read-only view
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    # By channel: numpy's transposition of (H, W, 3) takes half as long again.
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
 
 
 def _size(config: dict[str, Any], name: str) -> dict[str, int]:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ncu_hf.data.decoding import clean_caption, decode_image
+from ncu_hf.data.shards import Entry
 from ncu_hf.data.sources import check_readable, open_pairs
 from ncu_hf.data.streaming import StreamSource
 from ncu_hf.errors import InputError
@@ -134,7 +135,8 @@ def test_parquet_folder_in_the_order_of_names(tmp_path, streaming, png):
         source = open_pairs(str(spec), **options)
         if streaming:
             assert isinstance(source, StreamSource) and len(source.shards) == 3
-            records = [record for i in range(3) for record in source.read_shard(i)]
+            assert source.rows == 6 and [shard.rows for shard in source.shards] == [2, 2, 2]
+            records = [row.record for shard in source.shards for row in shard.read(Entry(), 0, source.problems)]
         else:
             records = [source[i] for i in range(len(source))]
             assert [source.shard_of(i) for i in (0, 1, 2, 5)] == [f"part-{i}.parquet" for i in (0, 0, 1, 2)]
@@ -150,7 +152,8 @@ def test_parquet_of_the_datasets_library_is_not_decoded(tmp_path, png):
         source = open_pairs(
             str(tmp_path / "a.parquet"), image_column="image", caption_column="text", streaming=streaming
         )
-        records = list(source.read_shard(0)) if streaming else [source[0], source[1]]
+        rows = source.shards[0].read(Entry(), 0, source.problems) if streaming else ()
+        records = [row.record for row in rows] or [source[0], source[1]]
         assert [record.image for record in records] == [b"no image", png(1)]
 
 
@@ -287,8 +290,8 @@ def test_noise_has_ground_truth(tmp_path, png, write_tar, samples):
 def test_streams_refuse_what_needs_a_length(tmp_path, png):
     write_parquet(tmp_path / "a.parquet", [png()], text=["x"])
     options = {"image_column": "image", "caption_column": "text", "streaming": True}
-    for wrong in ({"limit": 5}, {"noise_share": 0.5}):
-        with pytest.raises(InputError, match="without streaming"):
+    for wrong, message in (({"limit": 5}, "--train_subset"), ({"noise_share": 0.5}, "without streaming")):
+        with pytest.raises(InputError, match=message):
             open_pairs(str(tmp_path / "a.parquet"), **options, **wrong)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import CLIPProcessor
 
 from ncu_hf.data import open_pairs
+from ncu_hf.data.shards import Entry
 from ncu_hf.errors import InputError
 
 
@@ -32,7 +33,8 @@ def test_ids_become_the_text_that_was_stored(stored, clip_folder, streaming):
     path, captions = stored
     columns = {"image_column": "images", "caption_column": "texts", "streaming": streaming}
     source = open_pairs(str(path), caption_tokenizer=str(clip_folder), **columns)
-    records = list(source.read_shard(0)) if streaming else [source[i] for i in range(3)]
+    rows = source.shards[0].read(Entry(), 0, []) if streaming else []
+    records = [row.record for row in rows] if streaming else [source[i] for i in range(3)]
     # CLIP's tokenizer separates punctuation
     assert [record.caption.replace(" ,", ",") for record in records] == captions
     if not streaming:

@@ -1,0 +1,80 @@
+"""Which part of the data a process takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from ncu_hf.errors import InputError
+
+# Value of this process -> values of all processes, in order of rank (JSON-able); a collective.
+Gather = Callable[[Any], list[Any]]
+
+
+def alone(value: Any) -> list[Any]:
+    """`Gather` of a single process."""
+    return [value]
+
+
+class Split(NamedTuple):
+    """Which part of the data a process takes, and how.
+
+    Args:
+        batch_size (`int`): Records a batch and process (B).
+        rank, world_size (`int`): This process and the number of processes (W).
+        workers (`int`): Worker processes (K); 0 loads in this process.
+        seed (`int`): Of order, crops and augmentation.
+        epochs (`int`, *optional*): Epoch to stop before; endless by default.
+        gather (`Gather`): Exchange between processes.
+    """
+
+    batch_size: int
+    rank: int
+    world_size: int
+    workers: int
+    seed: int
+    epochs: int | None = None
+    gather: Gather = alone
+
+    @property
+    def global_batch(self) -> int:
+        """`int`: N = B·W."""
+        return self.batch_size * self.world_size
+
+    def check(self) -> None:
+        """
+        Raises:
+            InputError: a number is out of range.
+        """
+        if self.batch_size < 1 or self.workers < 0 or self.seed < 0 or not 0 <= self.rank < self.world_size:
+            raise InputError(
+                f"Loader: batch_size {self.batch_size}, num_workers {self.workers}, seed {self.seed}, rank "
+                f"{self.rank} of {self.world_size}: batch_size must be at least 1, the others not negative, rank "
+                "below the number of processes."
+            )
+
+    def too_small(self, name: str, records: int) -> str:
+        """Message for data that fills no batch."""
+        return (
+            f"{name}: {records} records, fewer than one global batch of {self.global_batch} ({self.batch_size} x "
+            f"{self.world_size} processes). Use a smaller batch or more data."
+        )
+
+
+class Named(Protocol):
+    """What tells data apart."""
+
+    name: str
+    fingerprint: str
+
+
+def check_same_data(state: Mapping[str, Any], source: Named, seed: int) -> None:
+    """A saved position is good for its own data and seed only.
+
+    Raises:
+        InputError: it belongs to others.
+    """
+    if state.get("fingerprint") != source.fingerprint:
+        raise InputError(f"{source.name}: the saved position belongs to other data, or these have changed since.")
+    if state["seed"] != seed:
+        raise InputError(f"{source.name}: the saved position belongs to seed {state['seed']}, not {seed}.")

@@ -1,0 +1,101 @@
+"""The data of a run: what the flags name, opened by all processes of a run as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from ncu_hf.config import DataArguments
+from ncu_hf.data import PairSource, RemoteData, StreamSource, check_readable, find_remote, open_pairs
+from ncu_hf.distributed import gather_json, local_first, world
+from ncu_hf.errors import InputError, TrainingStopped
+
+
+def open_training_pairs(
+    data: DataArguments, device: torch.device, *, revision: str | None = None
+) -> PairSource | StreamSource:
+    """Open the pairs to train on, and read the first ones. A collective.
+
+    The first process alone asks the Hub, or a server, which files there are: hundreds of processes that do would be
+    refused, and could be told different commits. It alone reads the first pairs of a stream.
+
+    Args:
+        data (`DataArguments`): What to open.
+        device (`torch.device`): For the exchange between processes.
+        revision (`str`, *optional*): Commit of a Hub data set, instead of `data.data_revision`.
+
+    Raises:
+        InputError: nothing is named, or it cannot be read (see [`open_pairs`]).
+        TrainingStopped: a server does not answer.
+    """
+    if data.train_data is None:
+        raise InputError("Give the pairs to train on: --train_data.")
+    place = {
+        "split": data.split,
+        "revision": revision or data.data_revision,
+        "config": data.data_config,
+        "data_format": data.data_format,
+        "streaming": data.streaming,
+        "timeout": data.data_timeout,
+    }
+    remote = _on_first(lambda: (found := find_remote(data.train_data, **place)) and found.to_json(), device)
+    with local_first():
+        source = open_pairs(
+            data.train_data,
+            **_stored(data),
+            **place,
+            remote=remote and RemoteData.from_json(remote),
+            limit=data.train_limit,
+            subset=data.train_subset,
+            subset_seed=data.subset_seed,
+            total_rows=data.train_pairs,
+            noise_share=data.noise_share,
+            noise_seed=data.noise_seed,
+            caption_tokenizer=data.caption_tokenizer,
+        )
+    if isinstance(source, StreamSource):
+        _on_first(partial(check_readable, source), device)
+    else:
+        check_readable(source)
+    return source
+
+
+def open_evaluation_pairs(data: DataArguments) -> PairSource | None:
+    """Open the pairs to evaluate on, if any are named, and read the first ones. A collective.
+
+    Raises:
+        InputError: they cannot be read, or only as a stream.
+    """
+    if data.eval_data is None:
+        return None
+    place = {"split": data.eval_split, "data_format": data.data_format, "streaming": False}
+    if data.eval_data == data.train_data:  # a commit of one data set is none of another
+        place |= {"revision": data.data_revision, "config": data.data_config}
+    with local_first():
+        source = open_pairs(data.eval_data, limit=data.eval_limit, **place, **_stored(data))
+    if isinstance(source, StreamSource):
+        raise InputError(f"--eval_data {data.eval_data}: is only read as a stream. Download the files.")
+    check_readable(source)
+    return source
+
+
+def _stored(data: DataArguments) -> dict[str, Any]:
+    """How pairs are stored."""
+    return {name: getattr(data, name) for name in ("image_column", "caption_column", "delimiter", "image_root")}
+
+
+def _on_first(ask: Callable[[], Any], device: torch.device) -> Any:
+    """What `ask` gives on the first process (JSON-able), for all; an error of it is raised by all."""
+    answer: dict[str, Any] = {}
+    if world()[0] == 0:
+        try:
+            answer = {"value": ask()}
+        except (InputError, TrainingStopped) as error:
+            answer = {"error": str(error), "stopped": isinstance(error, TrainingStopped)}
+    answer = gather_json(answer, device)[0]
+    if "error" in answer:
+        raise (TrainingStopped if answer["stopped"] else InputError)(answer["error"])
+    return answer["value"]

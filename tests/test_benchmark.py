@@ -1,0 +1,89 @@
+"""The benchmarks run, and their figures are what their names say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    """Run the script; returns what it prints and what it writes."""
+
+    def run(*arguments: object) -> tuple[str, dict]:
+        report = tmp_path / "report.json"
+        done = subprocess.run(
+            [sys.executable, "scripts/benchmark.py", *map(str, arguments), "--json", str(report)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout, json.loads(report.read_text())
+
+    return run
+
+
+LINUX = Path("/proc/self/status").exists()
+
+
+def test_data(benchmark):
+    samples = 96 if LINUX else 0
+    shown, report = benchmark(
+        *("data", "--images", 3, "--sizes", 240, 320, "--repeats", 1, "--workers", 0, 1),
+        *("--batch_size", 8, "--seconds", 0.2, "--memory_samples", samples),
+    )
+    first, second = report["transforms"]
+    assert (first["size"], second["size"]) == (240, 320)
+    for row in (first, second):
+        assert row["evaluation_max_difference"] == 0
+        ratio = row["training_a_second"] / row["clip_processor_a_second"]
+        assert row["training_speedup"] == pytest.approx(ratio)
+        assert row["training_with_normalize_speedup"] < row["training_speedup"]
+        assert 1 < row["bits_a_pixel"] < 5 and row["files"] == 3
+    assert [row["workers"] for row in report["loader"]] == [0, 1]
+    alone, helped = report["loader"]
+    assert alone["samples_a_second_and_core"] == alone["samples_a_second"] > 0
+    assert 0 <= helped["wait_share"] < alone["wait_share"] < 1
+    if LINUX:
+        (memory,) = report["memory"]
+        assert memory["samples"] >= samples
+        assert memory["highest_mib"] >= max(memory["start_mib"], memory["end_mib"]) > 10
+    assert "evaluation_max_difference" in shown and "machine" in report and "commit" in report
+
+
+@pytest.mark.skipif(not LINUX, reason="memory is read from /proc")
+@pytest.mark.slow
+def test_memory_of_a_worker_is_flat(benchmark):
+    """Over pictures of several sizes, some of them cut."""
+    _, report = benchmark(
+        *("data", "--images", 4, "--sizes", 240, 1000, "--repeats", 1, "--workers", "--memory_samples", 12_000)
+    )
+    assert "loader" not in report
+    (memory,) = report["memory"]
+    assert memory["samples"] >= 12_000 and memory["growth_mib"] < 16
+
+
+def test_data_on_own_files(benchmark, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.effect_noise((300, 200), 40).save(folder / "a.jpg")
+    _, report = benchmark(
+        *("data", "--jpegs", folder, "--repeats", 1, "--workers", "--memory_samples", 0),
+    )
+    assert [(row["size"], row["files"]) for row in report["transforms"]] == [("files", 1)]
+    assert report["transforms"][0]["evaluation_max_difference"] == 0
+
+
+def test_transport(benchmark):
+    _, report = benchmark("transport", "--n", 48, 64, "--repeats", 1)
+    assert [row["n"] for row in report["rows"]] == [48, 64]
+    assert all(row["released_difference"] < 1e-3 and row["marginal_converged"] for row in report["rows"])
