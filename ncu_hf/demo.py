@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import tempfile
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,6 +82,8 @@ def run_demo(arguments: Arguments, scenes: SceneArguments) -> dict[str, Any]:
     Returns:
         `dict`: results of the fine-tuning, see `ncu_hf.reporting.results`.
     """
+    if arguments.training.plan:
+        return _plan(arguments, scenes)
     started = time.perf_counter()
     folder = _output_folder(arguments)
     train, evaluation = _draw(arguments, scenes, folder / "data")
@@ -95,6 +98,21 @@ def run_demo(arguments: Arguments, scenes: SceneArguments) -> dict[str, Any]:
     results = run(arguments, attributes)
     print_once(arguments, f"Took {time.perf_counter() - started:.0f} s.")
     return results
+
+
+def _plan(arguments: Arguments, scenes: SceneArguments) -> dict[str, Any]:
+    """Plans of both trainings, on scenes drawn aside; an untrained reference stands for the trained one."""
+    folder = _output_folder(arguments)
+    with tempfile.TemporaryDirectory() as own:
+        place = Path(gather_json(own, arguments.training.device)[0])  # that of the first process
+        train, _ = _draw(arguments, scenes, place)
+        arguments.data.train_data, arguments.data.eval_data = str(train), None
+        reference = _reference_arguments(arguments, scenes, folder / "reference")
+        run(reference)
+        arguments.training.output_dir = str(folder / "result")
+        run(arguments._replace(model=reference.model))
+        barrier()
+    return {}
 
 
 def attribute_sets(path: Path, pairs: EvaluationPairs) -> dict[str, ZeroShotSet]:

@@ -42,4 +42,4 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 
 class TrainingStopped(RuntimeError):
-    """The run cannot go on: its loss is not finite. The message is one line; nothing is lost."""
+    """The run cannot go on: its loss is not finite, a server is silent. The message is one line; nothing is lost."""

@@ -25,6 +25,7 @@ from ncu_hf.modeling import PROMPT_FOLDER, NCUModel, load_prompt
 from ncu_hf.objectives import build_objectives
 from ncu_hf.opening import open_evaluation_pairs, open_training_pairs
 from ncu_hf.phases import Run, check_phase, run_phase
+from ncu_hf.planning import make_plan
 from ncu_hf.workspace import Workspace, resuming
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
 
     Returns:
         `dict`: the results, as written to `results.json` (see `ncu_hf.reporting.results`); empty on all processes
-        but the first.
+        but the first, and with `--plan`, which prints what the run would do and need.
 
     Raises:
         InputError: before anything long starts, if the input cannot work; later, if more records are unusable than
@@ -79,6 +80,11 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
     prepared = Run(arguments, workspace, source, reference)
     for objective in objectives:
         check_phase(prepared, objective)
+    if arguments.training.plan:
+        plan = make_plan(prepared, objectives)
+        if arguments.training.should_save:
+            print(plan.text())
+        return {}
     pairs = None if eval_source is None else collect_pairs(eval_source, arguments.data.eval_limit)
     if arguments.training.should_save:
         workspace.open(arguments, source.fingerprint, source.revision)

@@ -22,7 +22,7 @@ from ncu_hf.cli import run_main
 from ncu_hf.config import FORMULATIONS, DataArguments, MethodArguments
 from ncu_hf.data.decoding import clean_caption, decode_image
 from ncu_hf.data.records import BadRecord, PairSource
-from ncu_hf.data.sources import open_pairs
+from ncu_hf.data.sources.open import open_pairs
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation.detection import batched_confidence
 from ncu_hf.evaluation.encode import ClipEncoder

@@ -33,7 +33,7 @@ from ncu_hf.cli import BAD_INPUT, STOPPED, OneLineParser, run_main
 from ncu_hf.config import DataArguments
 from ncu_hf.data import DataHealth, ImageTransform, PairCollator, PairLoader, PairSource, StreamSource
 from ncu_hf.data.mixing import measure_mixing
-from ncu_hf.data.shards import Entry
+from ncu_hf.data.shards.base import BEGINNING
 from ncu_hf.distributed import gather_json
 from ncu_hf.errors import InputError
 from ncu_hf.opening import open_training_pairs
@@ -128,7 +128,7 @@ class Summary:
 def stored_places(source: PairSource | StreamSource, keys: list[str]) -> np.ndarray:
     """Place of each key in the stored order."""
     if isinstance(source, StreamSource):
-        rows = (row for shard in source.shards for row in shard.read(Entry(), 0, []))
+        rows = (row for shard in source.shards for row in shard.read(BEGINNING, 0, []))
         stored = (row.record.key for row in rows)
     else:
         stored = (source[i].key for i in range(len(source)))

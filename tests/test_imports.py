@@ -74,6 +74,7 @@ def test_numeric_modules_know_torch_only(module):
         "gc",
         "json",
         "math",
+        "os",
         "time",
         "typing",
         "dataclasses",

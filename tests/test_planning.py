@@ -14,12 +14,12 @@ import torch
 
 from ncu_hf.cli import parse_arguments
 from ncu_hf.data import StreamSource, open_pairs
-from ncu_hf.data.shards import Shard
+from ncu_hf.data.shards.base import Shard
 from ncu_hf.loading import load_reference
 from ncu_hf.objectives import build_objectives
 from ncu_hf.phases import Run, make_trainer
 from ncu_hf.planning import Plan, make_plan
-from ncu_hf.planning.data import plan_data, reader_count
+from ncu_hf.planning.data import plan_data
 from ncu_hf.planning.doubts import doubts
 from ncu_hf.planning.memory import LiveBytes, matrix_bytes
 from ncu_hf.planning.units import count, duration, size
@@ -319,9 +319,9 @@ def test_a_subset_of_a_stream(prepare):
 
 
 def test_readers_of_a_stream(prepare):
-    assert reader_count(prepare(stream([50] * 5), dataloader_num_workers=3)) == 3
-    assert reader_count(prepare(stream([50] * 2), dataloader_num_workers=3)) == 2
-    assert reader_count(prepare(stream([50] * 2), dataloader_num_workers=0)) == 1
+    assert plan_data(prepare(stream([50] * 5), dataloader_num_workers=3)).readers == 3
+    assert plan_data(prepare(stream([50] * 2), dataloader_num_workers=3)).readers == 2
+    assert plan_data(prepare(stream([50] * 2), dataloader_num_workers=0)).readers == 1
 
 
 @pytest.mark.parametrize(

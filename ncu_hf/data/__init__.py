@@ -4,13 +4,13 @@ from ncu_hf.data.augmentation import augment_caption
 from ncu_hf.data.collator import PairCollator
 from ncu_hf.data.decoding import clean_caption, decode_image
 from ncu_hf.data.health import DataHealth, TooManyBadRecords
-from ncu_hf.data.loader import PairLoader
+from ncu_hf.data.loader.pair_loader import PairLoader
 from ncu_hf.data.noise import shuffle_captions
 from ncu_hf.data.records import BadRecord, Located, PairSource, Record, Skipped
-from ncu_hf.data.registry import KNOWN_SETS
-from ncu_hf.data.remote import RemoteData, find_remote
-from ncu_hf.data.sources import check_readable, open_pairs, usable_captions
-from ncu_hf.data.streaming import StreamSource
+from ncu_hf.data.sources.open import check_readable, open_pairs, usable_captions
+from ncu_hf.data.sources.registry import KNOWN_SETS
+from ncu_hf.data.sources.remote import RemoteData, find_remote
+from ncu_hf.data.sources.streaming import StreamSource
 from ncu_hf.data.transforms import ImageTransform, normalize
 
 __all__ = [

@@ -44,7 +44,7 @@ _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp", "Mn"}
 IMAGE_FORMATS = ["JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "JPEG2000"]
 IMAGE_FORMATS += [name.upper() for name in ("webp", "avif") if features.check(name)]
 
-# It reports a picture that it then refuses, which is counted here, on a line of its own.
+# This module of Pillow logs an error for a file that it refuses: here that is counted, not told a line at a time.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 # What Pillow's decoders raise on hostile input.
@@ -107,7 +107,7 @@ def decode_image(image: bytes | str | os.PathLike[str] | None, min_side: int | N
 
 def _image_bytes(image: Any) -> bytes:
     """Encoded image in memory, at most `MAX_IMAGE_BYTES`."""
-    if image is None or image == "":
+    if image is None or (isinstance(image, str) and not image):  # an array would compare element by element
         raise BadRecord("missing_image")
     if isinstance(image, (str, os.PathLike)):
         image = _read_file(image)
@@ -126,10 +126,10 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
             raise BadRecord("missing_file")
         with open(path, "rb") as file:
             return file.read(MAX_IMAGE_BYTES + 1)
-    except PermissionError as error:
-        raise BadRecord("unreadable_file") from error
     except (FileNotFoundError, ValueError) as error:  # ValueError: a zero byte in the path
         raise BadRecord("missing_file") from error
+    except OSError as error:
+        raise BadRecord("unreadable_file") from error
 
 
 def _decode(data: bytes, min_side: int | None) -> Image.Image:

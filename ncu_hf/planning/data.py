@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ncu_hf.data import PairSource, StreamSource
-from ncu_hf.data.reader import BLOCK_BYTES, BLOCK_ROWS
+from ncu_hf.data.loader.reader import BLOCK_BYTES, BLOCK_ROWS
 from ncu_hf.distributed import gather_json, world
 from ncu_hf.phases import Run
 
@@ -85,7 +85,7 @@ class LoaderTrial:
 
 def plan_data(run: Run) -> DataPlan:
     """Read off the source what an epoch consists of, and who reads it."""
-    source = run.source
+    source, loader = run.source, run.loader()
     samples, exact, counted = _samples(source)
     shards, shard_bytes = _shards(source)
     return DataPlan(
@@ -99,19 +99,11 @@ def plan_data(run: Run) -> DataPlan:
         shards=shards,
         shard_bytes=shard_bytes,
         processes=world()[1],
-        readers=reader_count(run),
+        readers=loader.readers,
         record_bytes=_record_bytes(source),
-        tail=run.loader().tail_dropped,
+        tail=loader.tail_dropped,
         max_bad_fraction=run.arguments.data.max_bad_fraction,
     )
-
-
-def reader_count(run: Run) -> int:
-    """Readers of a process: its workers, or itself; no more than it has shards of a stream to read."""
-    workers = run.arguments.training.dataloader_num_workers
-    if isinstance(run.source, StreamSource):
-        workers = min(workers, len(run.source.parts) // world()[1])
-    return max(workers, 1)
 
 
 def _samples(source: PairSource | StreamSource) -> tuple[float, bool, str]:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from ncu_hf.data import http_client
+from ncu_hf.data.network import http_client
 
 _PIECE = 2**18
 

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPProcessor
 
 from ncu_hf.data import open_pairs
-from ncu_hf.data.shards import Entry
+from ncu_hf.data.shards.base import Entry
 from ncu_hf.errors import InputError
 
 

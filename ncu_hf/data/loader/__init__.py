@@ -1,0 +1,1 @@
+"""Records -> batches of this process: who reads what, in which order, from which position on."""

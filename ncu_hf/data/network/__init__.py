@@ -1,0 +1,1 @@
+"""Files on a server, whatever the network does."""

@@ -1,0 +1,1 @@
+"""Files of a stream, read forwards from any known place."""

@@ -1,0 +1,233 @@
+"""What the user names -> records. `open_pairs` is the one way in; one module a kind of storage does the reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ncu_hf.data.decoding import clean_caption, decode_image
+from ncu_hf.data.records import BadRecord, PairSource, Record, Skipped
+from ncu_hf.data.shards.base import BEGINNING, Shard, StoredRow
+from ncu_hf.data.shards.tar_samples import DEFAULT_CAPTION, DEFAULT_IMAGE, json_fields
+from ncu_hf.data.shards.tar_shards import TarShard
+from ncu_hf.data.sources.archives import TarSource
+from ncu_hf.data.sources.folders import FolderSource
+from ncu_hf.data.sources.hub import open_hub
+from ncu_hf.data.sources.locate import is_url, locate, single
+from ncu_hf.data.sources.registry import known_set
+from ncu_hf.data.sources.remote import RemoteData, find_remote
+from ncu_hf.data.sources.streaming import FIRST_SHARDS, StreamSource
+from ncu_hf.data.sources.streams import StreamOptions, stream_files, stream_remote
+from ncu_hf.data.sources.subset import Subset, take_subset, take_subset_of_stream
+from ncu_hf.data.sources.tables import TableSource, open_csv, open_parquet
+from ncu_hf.data.sources.views import ShuffledCaptions, first_records, is_usable
+from ncu_hf.data.token_captions import caption_decoder
+from ncu_hf.errors import InputError
+
+# Seconds without progress after which a run that reads from the network stops.
+DATA_TIMEOUT = 300.0
+
+
+def open_pairs(
+    spec: str,
+    *,
+    image_column: str = DEFAULT_IMAGE,
+    caption_column: str = DEFAULT_CAPTION,
+    delimiter: str = ",",
+    split: str = "train",
+    image_root: str | Path | None = None,
+    revision: str | None = None,
+    config: str | None = None,
+    data_format: str | None = None,
+    limit: int | None = None,
+    subset: str | None = None,
+    subset_seed: int = 0,
+    noise_share: float = 0.0,
+    noise_seed: int = 0,
+    streaming: bool | None = None,
+    total_rows: int | None = None,
+    timeout: float = DATA_TIMEOUT,
+    caption_tokenizer: str | None = None,
+    remote: RemoteData | None = None,
+) -> PairSource | StreamSource:
+    """Open image-text pairs.
+
+    Args:
+        spec (`str`): A name of [`KNOWN_SETS`]; a csv file; a parquet file, a folder or a glob of them; WebDataset
+            tars (file, glob, brace pattern `{0000..0131}`, folder); http(s) URLs of tars or parquet files, with brace
+            pattern; a folder of images ([`FolderSource`] says where captions come from); or the id of a data set on
+            the Hub.
+        image_column (`str`, *optional*, defaults to `"image_path"`): Column with a path, encoded bytes, or a struct
+            of both. WebDataset: extension of the image member.
+        caption_column (`str`, *optional*, defaults to `"text_content"`): Column with the caption. WebDataset:
+            extension of the caption member or field of the `.json` member; by default `txt`.
+        delimiter (`str`, *optional*, defaults to `","`): Of csv; `"\\t"` may be written as backslash and t.
+        split (`str`, *optional*, defaults to `"train"`): Of a Hub data set.
+        image_root (`str`, *optional*): Folder of relative image paths; by default the folder of the file.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub data set. The commit is recorded.
+        config (`str`, *optional*): Configuration of a Hub data set that has several.
+        data_format (`str`, *optional*): `csv`, `parquet`, `webdataset`, `folder` or `hub`; guessed by default.
+        limit (`int`, *optional*): Take the first records only.
+        subset (`str`, *optional*): Take a random part only: a share (`"0.5"`, `"50%"`) or a number of pairs
+            (`"500000"`), see [`take_subset`] and [`take_subset_of_stream`].
+        subset_seed (`int`, *optional*, defaults to 0): Seed of that choice.
+        noise_share (`float`, *optional*, defaults to 0): Shuffle the captions of this share of the pairs
+            ([`shuffle_captions`]); records then carry `mismatched`.
+        noise_seed (`int`, *optional*, defaults to 0): Seed of that choice.
+        streaming (`bool`, *optional*): Read tars, parquet files and Hub data forwards, without an index or a local
+            copy. By default known sets and URLs are. Other formats are read in place anyway.
+        total_rows (`int`, *optional*): Rows of a stream as a whole, if the user knows better than its card.
+        timeout (`float`, *optional*, defaults to 300): Seconds without progress after which a stream from the network
+            stops.
+        caption_tokenizer (`str`, *optional*): Folder or Hub id of the tokenizer with whose ids the captions of a table
+            are stored, as in YFCC15M-R.
+        remote (`RemoteData`, *optional*): Answer of [`find_remote`] for the same arguments, if another process has
+            asked already.
+
+    Returns:
+        `PairSource` or, for streams, `StreamSource`.
+
+    Raises:
+        InputError: nothing there, no such column, empty data, broken csv, a Hub id that does not exist, ...
+        TrainingStopped: a server does not answer.
+    """
+    chosen = None if subset is None else Subset.parse(subset, subset_seed)
+    if (known := known_set(spec)) is not None:
+        spec, data_format = known.repo, "hub"
+        streaming = True if streaming is None else streaming
+        image_column = known.image_column if image_column == DEFAULT_IMAGE else image_column
+        caption_column = known.caption_column if caption_column == DEFAULT_CAPTION else caption_column
+        caption_tokenizer = known.caption_tokenizer if caption_tokenizer is None else caption_tokenizer
+        total_rows = known.train_pairs if total_rows is None and split == "train" else total_rows
+    root = Path(image_root) if image_root is not None else None
+    kind, paths = ("url", []) if is_url(spec) else locate(spec, data_format)
+    if kind == "url" or (streaming and kind in ("hub", "parquet", "webdataset")):
+        _refuse_on_streams(limit, noise_share)
+        options = StreamOptions(image_column, caption_column, root, total_rows, timeout, caption_tokenizer)
+        if paths:
+            stream = stream_files(kind, paths, Path(spec).name or spec, options)
+        else:
+            remote = remote or find_remote(
+                spec,
+                streaming=True,
+                split=split,
+                revision=revision,
+                config=config,
+                data_format=data_format,
+                timeout=timeout,
+            )
+            stream = stream_remote(remote, options)
+        return stream if chosen is None else take_subset_of_stream(stream, chosen)
+    name = Path(spec).name or spec
+    if kind == "csv":
+        source: PairSource = open_csv(single(spec, paths), image_column, caption_column, _unescape(delimiter), root)
+    elif kind == "parquet":
+        source = open_parquet(paths, name, image_column, caption_column, root)
+    elif kind == "webdataset":
+        source = TarSource(paths, name, image_column, caption_column)
+    elif kind == "folder":
+        source = FolderSource(single(spec, paths), image_column, caption_column)
+    else:
+        source = open_hub(spec, split, revision, config, image_column, caption_column, root)
+    if caption_tokenizer is not None:
+        _decode_captions(source, caption_tokenizer)
+    if limit is not None:
+        source = first_records(source, limit)
+    if chosen is not None:
+        source = take_subset(source, chosen)
+    return ShuffledCaptions(source, noise_share, noise_seed) if noise_share else source
+
+
+def _refuse_on_streams(limit: int | None, noise_share: float) -> None:
+    if limit is not None:
+        raise InputError("--train_limit needs data that is indexed; a stream takes --train_subset instead.")
+    if noise_share:
+        raise InputError("--noise_share needs data that is indexed: give a local copy, without streaming.")
+
+
+def _decode_captions(source: PairSource, caption_tokenizer: str) -> None:
+    if not isinstance(source, TableSource):
+        raise InputError(f"--caption_tokenizer: {source.name} ({source.format}) holds captions as text, not as ids.")
+    source.decode_captions(caption_decoder(caption_tokenizer))
+
+
+def _unescape(delimiter: str) -> str:
+    r"""A tab is hard to type in a shell: accept `\t`."""
+    delimiter = "\t" if delimiter == "\\t" else delimiter
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise InputError(f"--delimiter: {delimiter!r} is not a single character. Typical: ',' or '\\t' or ';'.")
+    return delimiter
+
+
+def usable_captions(source: PairSource | StreamSource) -> list[str]:
+    """All captions of a source as training sees them, without those that it skips.
+
+    Raises:
+        InputError: the source is a stream.
+    """
+    return [clean_caption(caption) for caption in source.captions() if is_usable(caption)]
+
+
+def check_readable(source: PairSource | StreamSource, rows: int = 100) -> None:
+    """Stop before training if the first rows hold no usable pair: a wrong folder, a wrong column.
+
+    Of a stream, the beginning of one shard is read, and of the next ones if that has no rows.
+
+    Raises:
+        InputError: says what is wrong with the first row.
+    """
+    image_fault = caption_fault = None
+    count = 0
+    for record in _first_records(source, rows):
+        count += 1
+        fault = record.fault or _fault(decode_image, record.image)
+        image_fault = image_fault or (fault and f"{fault}: {_show(record)}")
+        caption = record.fault or _fault(clean_caption, record.caption)
+        caption_fault = caption_fault or (caption and f"{caption}: {record.key!r}")
+        if fault is None and caption is None:
+            return
+    if not count:
+        raise InputError(f"{source.name}: the data is empty.{_first_problem(source)}")
+    what, first = ("image", image_fault) if image_fault else ("caption", caption_fault)
+    raise InputError(
+        f"{source.name}: no readable {what} in the first {count} rows (first: {first}). "
+        f"Check --image_column, --caption_column and --image_root."
+    )
+
+
+def _first_records(source: PairSource | StreamSource, rows: int) -> Iterator[Record]:
+    if isinstance(source, PairSource):
+        yield from (source[i] for i in range(min(rows, len(source))))
+        return
+    for shard, first, _ in source.parts[:FIRST_SHARDS]:
+        empty = True
+        for row in islice(_rows_of(source.shards[shard], first, source.problems), rows):
+            empty = False
+            yield row.record
+        if not empty:
+            return
+
+
+def _rows_of(shard: Shard, first: int, problems: list[Skipped]) -> Iterator[StoredRow]:
+    """Rows of a shard whose layout is what the user says."""
+    if isinstance(shard, TarShard) and (sample := shard.first_sample()) is not None:
+        shard.layout.check(shard.name, sample.members, json_fields(sample.contents.get("json")))
+    return shard.read(BEGINNING, first, problems)
+
+
+def _first_problem(source: PairSource | StreamSource) -> str:
+    return "".join(f" {problem.shard}: {problem.reason}." for problem in source.problems[:1])
+
+
+def _fault(check: Callable[[Any], Any], value: Any) -> str | None:
+    try:
+        check(value)
+    except BadRecord as error:
+        return error.reason
+    return None
+
+
+def _show(record: Record) -> str:
+    return repr(record.image) if isinstance(record.image, str) else repr(record.key)
