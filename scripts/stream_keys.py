@@ -73,7 +73,11 @@ def parse() -> tuple[DataArguments, KeyArguments]:
     parser = OneLineParser([DataArguments, KeyArguments], description=__doc__, allow_abbrev=False)
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.add_argument("source", help="what --train_data of a recipe takes")
-    data, keys, rest = parser.parse_args_into_dataclasses(look_for_args_file=False)
+    data, keys, rest, unknown = parser.parse_args_into_dataclasses(
+        look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        raise InputError(f"unknown flag {unknown[0]!r}. --help lists all flags.")
     data.train_data = rest.source
     return data, keys
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import logging
+import math
 import os
 import re
 import struct
@@ -62,6 +63,7 @@ _DECODER_ERRORS = (
     zlib.error,
 )
 _ORIENTATION_TAG = 0x0112
+_TILE_SIZE_TAGS = (322, 323)
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -147,6 +149,8 @@ def _decode(data: bytes, min_side: int | None) -> Image.Image:
 def _check_cost(opened: Image.Image, data: bytes) -> None:
     """Refuse a small file that would take seconds or gigabytes."""
     pixels = opened.width * opened.height
+    if opened.format == "TIFF":  # one tile is decoded whole, however little of it lies in the image
+        pixels = max(pixels, math.prod(opened.tag_v2.get(tag, 0) for tag in _TILE_SIZE_TAGS))
     if pixels > _FORMAT_PIXELS.get(opened.format, MAX_PIXELS):
         raise BadRecord("too_large")
     if opened.info.get("progressive") and pixels * data.count(b"\xff\xda") > _MAX_SCANNED_PIXELS:
