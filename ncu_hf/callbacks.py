@@ -13,6 +13,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ncu_hf.modeling import NCUModel
 
 MAX_LOG_SCALE = math.log(100)
+# Share of the time above which waiting for data is worth a hint.
+WAIT_TO_TELL = 0.25
 
 
 class ClampLogScale(TrainerCallback):
@@ -51,11 +53,15 @@ class CountEpochs(TrainerCallback):
 
 
 class PlainLog(TrainerCallback):
-    """One short line for each entry of the log, for files; all numbers are in the log's history and in `report_to`."""
+    """One short line for each entry of the log, for files; all numbers are in the log's history and in `report_to`.
+
+    Says once if data are the bottleneck.
+    """
 
     def __init__(self) -> None:
         self._started = 0.0
         self._first_step = 0
+        self._lines, self._told = 0, False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
@@ -75,7 +81,19 @@ class PlainLog(TrainerCallback):
             seconds = (time.perf_counter() - self._started) / max(state.global_step - self._first_step, 1)
             left = timedelta(seconds=round(seconds * (state.max_steps - state.global_step)))
             self.write(f"step {state.global_step}/{state.max_steps}  {short_line(logs)}  {left} left")
+            self._lines += 1
+            self._judge_wait(args, logs["data_wait_share"])
         return control
+
+    def _judge_wait(self, args: TrainingArguments, share: float) -> None:
+        """The first line has the start of the workers in it, hence says nothing."""
+        if self._lines == 1 or share < WAIT_TO_TELL or self._told:
+            return
+        self._told = True
+        self.write(
+            f"Data are the bottleneck: {share:.0%} of the time is spent waiting for them. Raise "
+            f"--dataloader_num_workers ({args.dataloader_num_workers} now), or see `scripts/benchmark.py data`."
+        )
 
     def write(self, line: str) -> None:
         """Where the line goes."""
@@ -103,4 +121,9 @@ def short_line(logs: dict[str, float]) -> str:
     """Total loss, its parts, learning rate and rate of one entry of the log."""
     parts = [f"{key.removesuffix('_loss')} {value:.4g}" for key, value in logs.items() if key.endswith("_loss")]
     numbers = f"loss {logs['loss']:.4g} ({', '.join(parts)})  lr {logs['learning_rate']:.2g}"
-    return f"epoch {logs.get('epoch', 0):.2f}  {numbers}  {logs['samples_per_second']:.0f} pairs/s"
+    return f"epoch {logs.get('epoch', 0):.2f}  {numbers}  {speed(logs)}"
+
+
+def speed(logs: dict[str, float]) -> str:
+    """Rate, and how much of the time the steps wait for data."""
+    return f"{logs['samples_per_second']:.0f} pairs/s, {logs['data_wait_share']:.0%} waiting for data"

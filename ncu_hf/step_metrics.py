@@ -37,10 +37,11 @@ class RunningMeans:
         self._steps += 1
 
     def drain(self) -> dict[str, float]:
-        """The means since the last call, samples per second, and milliseconds of waiting for data a step."""
+        """The means since the last call, the rate, and the wait for data: milliseconds a step, share of the time."""
         means = {key: value.item() / self._counts[key] for key, value in self._sums.items()}
         elapsed = time.perf_counter() - self._start
         means["samples_per_second"] = self._samples / elapsed
         means["data_wait_ms"] = 1000 * self._wait / max(self._steps, 1)
+        means["data_wait_share"] = self._wait / elapsed
         self._reset()
         return means

@@ -36,7 +36,8 @@ LOSSES = {
     "contrastive": {"contrastive_loss"},
 }
 CONFIDENCE = {f"clean_confidence_{part}" for part in ("q10", "q50", "q90", "forget", "retain")}
-EVERY_STEP = {"loss", "learning_rate", "grad_norm", "epoch", "logit_scale", "samples_per_second", "data_wait_ms"}
+EVERY_STEP = {"loss", "learning_rate", "grad_norm", "epoch", "logit_scale", "samples_per_second"}
+EVERY_STEP |= {"data_wait_ms", "data_wait_share"}
 
 
 class Observer(TrainerCallback):
@@ -144,7 +145,7 @@ def test_every_line_of_the_log_has_the_promised_metrics(phase, trainer_of):
         assert {key for key in line if key.endswith("_loss")} == LOSSES[phase]
         assert line["loss"] == pytest.approx(sum(line[key] for key in LOSSES[phase]), rel=1e-4)
         assert line["samples_per_second"] > 0
-        assert line["data_wait_ms"] >= 0
+        assert line["data_wait_ms"] >= 0 and 0 <= line["data_wait_share"] <= 1
     if phase != "contrastive":
         quantiles = [lines[0][f"clean_confidence_{q}"] for q in ("q10", "q50", "q90")]
         assert quantiles == sorted(quantiles)
