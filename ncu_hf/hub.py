@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 
 from ncu_hf.config import NCUTrainingArguments
+from ncu_hf.data.network.http_client import HTTP_ERROR
 from ncu_hf.errors import InputError, one_line
 
 # Checkpoints, the model before training, and settings that name local folders stay here.
 _LOCAL = ["phases/**", "initial/**", "run.json", ".*"]
 
-# `HfHubHTTPError` and the errors of the HTTP client below it are `OSError` or share this base, by release.
-_HUB_ERRORS = (HfHubHTTPError, HfHubHTTPError.__bases__[0], HFValidationError, OSError, ValueError)
+_HUB_ERRORS = (HTTP_ERROR, HFValidationError, OSError, ValueError)
 
 
 def check_login(training: NCUTrainingArguments) -> None:

@@ -177,8 +177,6 @@ def run_process(rank: int, data: DataArguments, options: KeyArguments, rendezvou
 
 def guarded(*arguments: Any) -> None:
     """`run_process` in a process of its own."""
-    # A spawned process would spawn its data workers too, each of which would import everything anew.
-    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     run_main(partial(run_process, *arguments))
 
 

@@ -38,7 +38,7 @@ ALLOWED = {
         *("adapters", "callbacks", "checkpoint", "config", "data", "distributed", "modeling", "objectives"),
         *("parameters", "step", "step_metrics"),
     },
-    "hub": {"config"},
+    "hub": {"config", "data"},
     "workspace": {"checkpoint", "cli", "config"},
 }
 TORCH_ONLY = ("losses", "transport", "selection", "step_metrics", "distributed")

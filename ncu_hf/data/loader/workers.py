@@ -28,6 +28,9 @@ def in_workers(make: Make, workers: int) -> Iterator[Any]:
         _Work(make),
         batch_size=None,
         num_workers=workers,
+        # Workers share the index of the data with this process instead of getting a pickled copy; "fork" is not the
+        # default in a spawned process, nor from Python 3.14 on.
+        multiprocessing_context="fork" if workers else None,
         generator=Generator(),  # its own: the default one would draw from the global random state
     )
     with _single_threaded_tokenizers():
