@@ -67,7 +67,13 @@ class DataArguments:
             "URL), image folder, or Hub data set."
         },
     )
-    eval_data: str | None = field(default=None, metadata={"help": "Clean pairs for retrieval, in the same formats."})
+    eval_data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Clean pairs for retrieval, in the same formats, but indexed: no URLs, and of a Hub data set every "
+            "split is downloaded."
+        },
+    )
     data_format: str | None = field(
         default=None, metadata={"help": "csv, parquet, webdataset, folder or hub; guessed from the name if not given."}
     )
@@ -89,25 +95,34 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Read training pairs of the Hub without downloading them, and tars and parquet files without an "
-            "index, forwards. Sets that are known by name and URLs always are, if not switched off."
+            "index, forwards. Default: true for sets that are known by name, else false; URLs are always read so, CSV "
+            "and image folders never."
         },
     )
     train_pairs: int | None = field(
         default=None,
-        metadata={"help": "Number of pairs of a streamed set as a whole, so that its epochs can be counted."},
+        metadata={
+            "help": "Number of pairs of a streamed set as a whole, before --train_subset, where it is not known: the "
+            "steps of an epoch are counted by it."
+        },
     )
     train_subset: str | None = field(
         default=None,
-        metadata={"help": "Train on a random part: a share (0.5 or 50%%) or a number of pairs (500000)."},
+        metadata={
+            "help": "Train on a random part: a share (0.5 or 50%%) or a number of pairs (500000). Of a stream whole "
+            "shards are taken, the last one cut."
+        },
     )
     subset_seed: int = field(default=0, metadata={"help": "Seed of the choice of that part."})
     data_timeout: float = field(
-        default=300.0, metadata={"help": "Seconds without progress of a stream after which the run stops."}
+        default=300.0, metadata={"help": "Seconds without a byte from a stream after which the run stops."}
     )
     caption_tokenizer: str | None = field(
         default=None, metadata={"help": "Tokenizer of captions that are stored as token ids (YFCC15M-R)."}
     )
-    train_limit: int | None = field(default=None, metadata={"help": "Use only the first so many training pairs."})
+    train_limit: int | None = field(
+        default=None, metadata={"help": "Use only the first so many training pairs, of data that is not streamed."}
+    )
     eval_limit: int | None = field(default=None, metadata={"help": "Use only the first so many evaluation pairs."})
     noise_share: float = field(
         default=0.0, metadata={"help": "Share of training pairs whose captions are shuffled, to study known noise."}

@@ -82,14 +82,14 @@ def test_a_recipe_prints_the_plan_and_writes_nothing(changes, command, tmp_path,
     monkeypatch.setattr(sys, "argv", ["ncu.py", *flags, "--plan"])
     main({})
     printed = capfd.readouterr().out
-    assert printed.startswith("Plan (nothing is trained or written)\n")
-    assert printed.count("Plan (") == 1
+    assert printed.startswith(f"Plan of {tmp_path / 'run'} (nothing is trained or written)\n")
+    assert printed.count("Plan of") == 1
     assert f"Written to {tmp_path / 'run'}" in printed
     assert ("contrastive" in printed) == (changes.get("method") == "clip")
     assert ("initial/" in printed) == ("model_config" in changes)
     assert "None" not in printed
     assert "nan" not in printed
-    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 110
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 100
     assert not (tmp_path / "run").exists()
     assert files(tmp_path) == []
 
@@ -97,7 +97,7 @@ def test_a_recipe_prints_the_plan_and_writes_nothing(changes, command, tmp_path,
 @pytest.mark.slow
 def test_two_processes_print_one_plan(command, tmp_path, launch):
     done = launch(2, "recipes/ncu.py", *command(tmp_path / "run"), "--plan")
-    assert done.stdout.count("Plan (") == 1
+    assert done.stdout.count("Plan of") == 1
     assert "2 (2 processes x 1): indexed" in done.stdout
     assert "reduction buckets" in done.stdout
     assert files(tmp_path) == []
@@ -156,7 +156,8 @@ def test_data(plan_of):
 def test_the_loader_is_tried_with_its_workers(plan_of):
     plan = plan_of(dataloader_num_workers=2)
     assert (plan.workers, plan.data.readers) == (2, 2)
-    assert plan.trial.rate > 0
+    assert plan.trial.rate > 0 and not plan.trial.settled  # six batches are ready before the pace shows
+    assert ": at least " not in plan.text() and "at least " in plan.text()
     assert plan.trial.batch_bytes == 16 * (3 * 32 * 32 + 8 * plan.trial.tokens)
     assert 3 <= plan.trial.tokens <= 32
 
@@ -302,7 +303,7 @@ def stream(rows: list[int | None], **options: Any) -> StreamSource:
 def test_a_stream_of_known_lengths(prepare):
     data = plan_data(prepare(stream([30, 40, 31]), method="clip"))
     assert (data.samples, data.exact, data.tail) == (101, True, 5)
-    assert (data.shards, data.shard_bytes) == (3, 6000)
+    assert (data.shards, data.all_shards, data.shard_bytes, data.by_density) == (3, 3, 6000, None)
     assert data.record_bytes == pytest.approx(6000 / 101)
 
 
@@ -310,12 +311,24 @@ def test_a_stream_of_unknown_lengths(prepare):
     data = plan_data(prepare(stream([None] * 3), method="clip", max_steps=2))
     assert (data.samples, data.exact, data.tail) == (300, False, None)  # 50 in the first, the others by size
     data = plan_data(prepare(stream([None] * 3, total_rows=1000), method="clip"))
-    assert (data.samples, data.exact) == (1000, False)
+    assert (data.samples, data.exact, data.by_density) == (1000, False, 300)
 
 
 def test_a_subset_of_a_stream(prepare):
     data = plan_data(prepare(stream([30, 40, 31], parts=[(0, 0, 20), (2, 5, None)]), method="clip"))
-    assert (data.samples, data.shards, data.shard_bytes) == (20 + 26, 2, 4000)
+    assert (data.samples, data.shards, data.all_shards, data.shard_bytes) == (20 + 26, 2, 3, 4000)
+
+
+def test_density_of_a_subset(prepare):
+    data = plan_data(prepare(stream([None] * 3, total_rows=1200, parts=[(2, 0, None)]), method="clip"))
+    assert (data.samples, data.by_density) == (600, 150)  # half of the bytes
+
+
+def test_a_subset_is_told(plan_of):
+    plan = plan_of()
+    data = replace(plan.data, shards=2, all_shards=9, subset={"count": 5000, "seed": 0, "shards": 2})
+    printed = replace(plan, data=data).text()
+    assert "5,000 pairs, chosen by seed 0\n" in printed and "2 of 9 shards, " in printed
 
 
 def test_readers_of_a_stream(prepare):
@@ -335,16 +348,17 @@ def test_readers_of_a_stream(prepare):
 )
 def test_shards_for_each_reader(shards, processes, readers, told, plan_of):
     plan = plan_of()
-    data = replace(plan.data, shards=shards, processes=processes, readers=readers)
+    data = replace(plan.data, shards=shards, all_shards=shards, processes=processes, readers=readers)
     assert f"): {told}\n" in replace(plan, data=data).text()
 
 
 def test_a_stream_is_planned_as_it_is_read(scenes, command, tmp_path, monkeypatch, capfd):
-    flags = command(tmp_path / "run", streaming="true")
+    flags = command(tmp_path / "run", streaming="true", train_subset="0.5", subset_seed=3)
     monkeypatch.setattr(sys, "argv", ["ncu.py", *flags, "--plan"])
     main({})
     printed = capfd.readouterr().out
-    assert "96, as the shards tell" in printed
+    assert "  subset                    0.5 of the pairs, chosen by seed 3\n" in printed
+    assert "48, as the shards tell" in printed
     assert "1 (1 process x 1): 1 shard, " in printed
     assert files(tmp_path) == []
 
@@ -387,6 +401,13 @@ def test_readers(plan_of):
     assert with_data(0, samples=3_000_000) == ["Workers"]
     assert with_data(1, samples=3_000_000) == []
     assert with_data(0, samples=3_000) == []
+
+
+def test_length(plan_of):
+    plan = plan_of()
+    for by_density, doubtful in ((None, False), (90, False), (140, False), (150, True), (60, True)):
+        data = replace(plan.data, by_density=by_density)  # 96 pairs
+        assert warned(replace(plan, data=data)) == ["Length"] * doubtful
 
 
 def test_warm_up(plan_of):

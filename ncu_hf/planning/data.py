@@ -33,8 +33,12 @@ class DataPlan:
         samples (`float`): Pairs of an epoch.
         exact (`bool`): Whether they were counted.
         counted (`str`): Where that number comes from.
+        by_density (`float`, *optional*): Pairs of an epoch of a stream, judged by the first shard and the sizes of
+            all; `None` where that tells nothing.
+        subset (`dict`, *optional*): How a part of the data was chosen.
         shards (`int`, *optional*): Files of a stream that are read; `None` for indexed data, which any process reads
             anywhere.
+        all_shards (`int`, *optional*): Files of the stream as a whole.
         shard_bytes (`int`, *optional*): Their size, where all of them tell it.
         processes, readers (`int`): W, and readers of each of them.
         record_bytes (`float`, *optional*): An encoded record on average, where that is known.
@@ -49,7 +53,10 @@ class DataPlan:
     samples: float
     exact: bool
     counted: str
+    by_density: float | None
+    subset: dict[str, Any] | None
     shards: int | None
+    all_shards: int | None
     shard_bytes: int | None
     processes: int
     readers: int
@@ -73,12 +80,14 @@ class LoaderTrial:
     Args:
         first_seconds (`float`): Until the first batch was there, on the slowest process, start of workers included.
         rate (`float`): Pairs a second of all processes together.
+        settled (`bool`): It was measured after what the workers had ready; if not, it is the least that they make.
         tokens (`int`): Longest caption of the batches that were made.
         batch_bytes (`int`): Pixels (uint8) and token ids of a full batch of one process.
     """
 
     first_seconds: float
     rate: float
+    settled: bool
     tokens: int
     batch_bytes: int
 
@@ -96,7 +105,10 @@ def plan_data(run: Run) -> DataPlan:
         samples=samples,
         exact=exact,
         counted=counted,
+        by_density=_by_density(source),
+        subset=source.description.get("subset"),
         shards=shards,
+        all_shards=len(source.shards) if isinstance(source, StreamSource) else None,
         shard_bytes=shard_bytes,
         processes=world()[1],
         readers=loader.readers,
@@ -113,9 +125,21 @@ def _samples(source: PairSource | StreamSource) -> tuple[float, bool, str]:
     if source.rows is not None:
         return source.rows, True, "as the shards tell"
     if source.expected_rows is not None:
-        return source.expected_rows, False, "as stated; counted while they are read"
+        return source.expected_rows, False, "as its card or --train_pairs states; counted while they are read"
     rows = sum((source.estimated_rows(shard) if stop is None else stop) - first for shard, first, stop in source.parts)
     return rows, False, "judged by the first shard; counted while they are read"
+
+
+def _by_density(source: PairSource | StreamSource) -> float | None:
+    """Pairs of an epoch if all shards were as dense as the first; one request where that is far away."""
+    if not isinstance(source, StreamSource) or source.rows is not None:
+        return None
+    sizes = [shard.size for shard in source.shards]
+    rows = source.first_rows or source.shards[0].estimate_rows()
+    if not rows or not all(sizes):
+        return None
+    whole = rows / sizes[0] * sum(sizes)
+    return whole if source.expected_rows is None else whole * source.expected_rows / source.total_rows
 
 
 def _shards(source: PairSource | StreamSource) -> tuple[int | None, int | None]:
@@ -137,22 +161,30 @@ def _record_bytes(source: PairSource | StreamSource) -> float | None:
 
 def try_loader(run: Run, data: DataPlan) -> LoaderTrial:
     """Make the first batches of the run with its own loader. A collective: all processes make the same number."""
-    training, turns = run.arguments.training, data.readers
-    epoch = max(int(data.samples) // training.global_batch_size, 1)  # where an epoch ends there is more to do
+    training, readers = run.arguments.training, data.readers
+    # Not beyond the end of an epoch, where there is more to do.
+    epoch = int(min(data.samples, data.by_density or data.samples)) // training.global_batch_size
+    ready = _PREFETCHED * readers if training.dataloader_num_workers else 0
     started = time.perf_counter()
     with closing(iter(run.loader())) as batches:
         seen = [_measured(next(batches))]
         first = _slowest(time.perf_counter() - started, run)
-        # Readers work side by side: in about this time each of them makes one batch more.
-        more = min(turns * min(int(_TRIAL_SECONDS / first), _TRIAL_TURNS), epoch - 1)
-        started = time.perf_counter()
-        seen += [_measured(next(batches)) for _ in range(more)]
+        # Readers work side by side: in about the time of the first batch each of them makes one.
+        turns = min(int(_TRIAL_SECONDS / first), _TRIAL_TURNS)
+        settled = turns > 0 and ready + turns * readers < epoch
+        if settled:
+            seen += [_measured(next(batches)) for _ in range(ready)]
+            started = time.perf_counter()
+        made = turns * readers if settled else min(turns * readers, max(epoch - 1, 0))
+        seen += [_measured(next(batches)) for _ in range(made)]
         seconds = _slowest(time.perf_counter() - started, run)
+    batches_made = made if settled else max(1 + made, min(readers, epoch))
     tokens = round(_slowest(max(length for _, length in seen), run))
     image = max(image for image, _ in seen)
     return LoaderTrial(
         first_seconds=first,
-        rate=training.global_batch_size * (more / seconds if more else turns / first),
+        rate=training.global_batch_size * batches_made / seconds,
+        settled=settled,
         tokens=tokens,
         batch_bytes=training.per_device_train_batch_size * (image + tokens * torch.int64.itemsize),
     )

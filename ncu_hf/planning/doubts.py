@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Below this part of the paper's batch, selection and transport see too few pairs to go by its results.
 _SMALL_BATCH = GLOBAL_BATCH_SIZE // 8
+# A stated length that is wrong by this factor ends a run too early, or lets its rate fall too slowly.
+_WRONG_LENGTH = 1.5
 # From here on decoding in the training process is what a step waits for.
 _MANY_SAMPLES = 100_000
 
@@ -21,6 +23,7 @@ _MANY_SAMPLES = 100_000
 def doubts(plan: Plan, arguments: Arguments) -> Iterator[str]:
     """Warnings about a plan, the most expensive mistakes first."""
     yield from _space(plan)
+    yield from _length(plan)
     yield from _readers(plan)
     yield from _schedule(plan)
     yield from _batch(arguments)
@@ -43,6 +46,15 @@ def _space(plan: Plan) -> Iterator[str]:
         yield (
             f"Memory: this machine's processes need {size(memory.host)}, it has {size(memory.host_free)} for them; "
             f"lower {remedy}."
+        )
+
+
+def _length(plan: Plan) -> Iterator[str]:
+    data = plan.data
+    if data.by_density and not 1 / _WRONG_LENGTH < data.samples / data.by_density < _WRONG_LENGTH:
+        yield (
+            f"Length: {count(data.samples)} pairs of an epoch are stated, but by the first shard and the sizes of all "
+            f"there are about {count(data.by_density)}; the steps are counted by the former, so check --train_pairs."
         )
 
 

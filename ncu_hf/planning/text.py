@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import datasets
 
 from ncu_hf.planning.units import count, duration, size
 
@@ -19,7 +21,7 @@ _LABEL, _COLUMN = 26, 26
 def render(plan: Plan) -> str:
     """The plan in at most `_WIDTH` columns, where no name of the user's is longer."""
     lines = [
-        "Plan (nothing is trained or written)",
+        f"Plan of {plan.disk.folder} (nothing is trained or written)",
         *_section("Data", _data(plan)),
         *_section("Phases", _phases(plan)),
         *_section(f"Memory of a process, estimated, on {plan.memory.device}", _memory(plan)),
@@ -40,17 +42,33 @@ def _section(title: str, rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _data(plan: Plan) -> Iterator[tuple[str, ...]]:
-    data, trial = plan.data, plan.trial
-    revision = f", revision {data.revision}" if data.revision else ""
-    yield "source", f"{data.name} ({data.format}{revision}), fingerprint {data.fingerprint[:12]}"
+    data = plan.data
+    yield "source", f"{data.name} ({data.format}), fingerprint {data.fingerprint[:12]}"
+    if data.revision:
+        yield "revision", data.revision
+    if data.subset:
+        yield "subset", _subset(data.subset)
     yield "pairs of an epoch", f"{'' if data.exact else 'about '}{count(data.samples)}, {data.counted}"
     yield "readers", f"{data.processes * data.readers} ({_times(data)}): {_shards(plan)}"
     yield "dropped of an epoch", _tail(plan)
     ceiling = data.max_bad_fraction * data.samples
     yield "bad records", f"the run stops above {data.max_bad_fraction:.1%} ({count(ceiling)} of an epoch)"
+    yield "first batch", f"after {duration(plan.trial.first_seconds)}"
+    yield "then", _pace(plan)
+
+
+def _subset(subset: dict[str, Any]) -> str:
+    asked = f"{subset['share']:.3g} of the pairs" if "share" in subset else f"{count(subset['count'])} pairs"
+    return f"{asked}, chosen by seed {subset['seed']}"
+
+
+def _pace(plan: Plan) -> str:
+    """How fast batches come, and how long those of all phases take if nothing waits for the model."""
+    trial = plan.trial
     pace = f"{count(trial.rate)} pairs/s" if trial.rate >= 10 else f"{trial.rate:.2g} pairs/s"
     whole = duration(sum(phase.samples_seen for phase in plan.phases) / trial.rate)
-    yield "first batch", f"after {duration(trial.first_seconds)}; then {pace} on all processes: {whole} of loading"
+    least, most = ("", "") if trial.settled else ("at least ", "at most ")
+    return f"{least}{pace} on all processes; loading alone takes {most}{whole}"
 
 
 def _times(data: DataPlan) -> str:
@@ -65,6 +83,8 @@ def _shards(plan: Plan) -> str:
     total = "" if data.shard_bytes is None else f", {size(data.shard_bytes)}"
     readers = data.processes * data.readers
     shards = "1 shard" if data.shards == 1 else f"{count(data.shards)} shards"
+    if data.shards < data.all_shards:
+        shards = f"{count(data.shards)} of {count(data.all_shards)} shards"
     if data.shards < readers:
         return f"{shards}{total}, each shared by {_between(readers, data.shards)} readers"
     return f"{shards}{total}, {_between(data.shards, readers)} for each"
@@ -78,7 +98,7 @@ def _between(whole: int, parts: int) -> str:
 def _tail(plan: Plan) -> str:
     batch = plan.phases[0].global_batch
     if plan.data.tail is None:
-        return f"fewer than {count(batch)} pairs, other ones in every epoch"
+        return f"fewer than {count(batch)} pairs (a global batch), other ones in every epoch"
     return f"{count(plan.data.tail)} pairs, other ones in every epoch" if plan.data.tail else "none"
 
 
@@ -109,11 +129,8 @@ def _memory(plan: Plan) -> Iterator[tuple[str, ...]]:
     total = "" if plan.memory.device_total is None else f" of {size(plan.memory.device_total)}"
     yield ("together at most", *(f"{size(m.peak)}{total}" for m in steps))
     memory = plan.memory
-    yield (
-        "host",
-        f"{size(memory.host)} of {size(memory.host_free)} for all processes here; of one: {size(memory.standing)} "
-        f"now, {size(memory.loading)} loading",
-    )
+    yield "host, all processes", f"{size(memory.host)} of {size(memory.host_free)} on this machine"
+    yield "host, of one", f"{size(memory.standing)} now, {size(memory.loading)} for loading"
 
 
 def _disk(plan: Plan) -> Iterator[tuple[str, ...]]:
@@ -124,7 +141,15 @@ def _disk(plan: Plan) -> Iterator[tuple[str, ...]]:
             f"{count(phase.checkpoints)} of {size(phase.checkpoint_bytes)}, {count(phase.checkpoints_kept)} kept",
         )
     disk = plan.disk
+    yield "data", _kept(plan.data)
     yield "at most", f"{size(disk.peak)}, {size(disk.final)} in the end; {size(disk.free)} free"
+
+
+def _kept(data: DataPlan) -> str:
+    """Where data of the Hub lie; they are not counted."""
+    if data.format == "hub" and data.shards is None:
+        return f"downloaded to {datasets.config.HF_DATASETS_CACHE}, by the plan too"
+    return "read where they are; no copy is kept"
 
 
 def _tree(plan: Plan) -> Iterator[tuple[str, ...]]:

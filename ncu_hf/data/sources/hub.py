@@ -7,6 +7,7 @@ beginning of a tar, and take its first five samples for the schema of all.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from ncu_hf.data.files import fingerprint_text
 from ncu_hf.data.network.http_client import HTTP_ERROR, Endpoint, Fault, Patience
 from ncu_hf.data.sources.tables import Columns, TableSource, load, reading, undecoded
 from ncu_hf.errors import InputError, one_line, one_of
+
+logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
@@ -136,6 +139,8 @@ def open_hub(
 ) -> TableSource:
     """Download a data set of the Hub and open it as a table."""
     commit = hub_commit(repo, revision)
+    # `datasets` fetches every split of a configuration, and shows nothing of it here.
+    logger.info("%s: all its splits are downloaded to %s, if not there yet.", repo, datasets.config.HF_DATASETS_CACHE)
     table = load(path=repo, name=config, split=split, revision=commit)
     columns = Columns.find(repo, table.column_names, image_column, caption_column)
     return TableSource(

@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ncu_hf.data.files import expand
 from ncu_hf.data.shards.tar_samples import IMAGE_EXTENSIONS
 from ncu_hf.data.sources.folders import METADATA_FILES
-from ncu_hf.data.sources.registry import KNOWN_SETS
+from ncu_hf.data.sources.registry import KNOWN_SETS, KnownSet, known_set
 from ncu_hf.errors import InputError, nearest, one_of
 
 FORMATS = ("csv", "parquet", "webdataset", "folder", "hub")
@@ -22,6 +23,36 @@ _SUFFIXES = {
 }
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _URL = re.compile(r"https?://", re.IGNORECASE)
+
+
+class Named(NamedTuple):
+    """What a specification stands for once the names of known sets are looked up.
+
+    Attributes:
+        spec (`str`): Path, URL or Hub id.
+        data_format (`str`, *optional*): As given, or `hub` for a known set.
+        streaming (`bool`): Whether files and Hub data are read forwards; URLs always are.
+        known (`KnownSet`, *optional*): The set, if `spec` was the name of one.
+    """
+
+    spec: str
+    data_format: str | None
+    streaming: bool
+    known: KnownSet | None
+
+
+def resolve(spec: str, data_format: str | None, streaming: bool | None) -> Named:
+    """Look up the name of a known set, and decide whether the data are streamed.
+
+    Raises:
+        InputError: a known set in another format than `hub`.
+    """
+    known = known_set(spec)
+    if known is None:
+        return Named(spec, data_format, bool(streaming) or is_url(spec), None)
+    if data_format not in (None, "hub"):
+        raise InputError(f"{spec} is read from the Hub ({known.repo}); leave --data_format {data_format} out.")
+    return Named(known.repo, "hub", streaming is None or streaming, known)
 
 
 def is_url(spec: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,17 +16,21 @@ from ncu_hf.data.shards.tar_shards import TarShard
 from ncu_hf.data.sources.archives import TarSource
 from ncu_hf.data.sources.folders import FolderSource
 from ncu_hf.data.sources.hub import open_hub
-from ncu_hf.data.sources.locate import is_url, locate, single
-from ncu_hf.data.sources.registry import known_set
+from ncu_hf.data.sources.locate import is_url, locate, resolve, single
+from ncu_hf.data.sources.open_streams import stream_files, stream_remote
 from ncu_hf.data.sources.remote import RemoteData, find_remote
+from ncu_hf.data.sources.stored import Stored
 from ncu_hf.data.sources.streaming import FIRST_SHARDS, StreamSource
-from ncu_hf.data.sources.streams import StreamOptions, stream_files, stream_remote
 from ncu_hf.data.sources.subset import Subset, take_subset, take_subset_of_stream
 from ncu_hf.data.sources.tables import TableSource, open_csv, open_parquet
 from ncu_hf.data.sources.views import ShuffledCaptions, first_records, is_usable
 from ncu_hf.data.token_captions import caption_decoder
 from ncu_hf.errors import InputError
 
+logger = logging.getLogger(__name__)
+
+# What can be read forwards; csv files and folders are always indexed.
+_STREAMED = ("url", "hub", "parquet", "webdataset")
 # Seconds without progress after which a run that reads from the network stops.
 DATA_TIMEOUT = 300.0
 
@@ -77,7 +82,7 @@ def open_pairs(
             ([`shuffle_captions`]); records then carry `mismatched`.
         noise_seed (`int`, *optional*, defaults to 0): Seed of that choice.
         streaming (`bool`, *optional*): Read tars, parquet files and Hub data forwards, without an index or a local
-            copy. By default known sets and URLs are. Other formats are read in place anyway.
+            copy. By default known sets are; URLs always are, csv files and folders never.
         total_rows (`int`, *optional*): Rows of a stream as a whole, if the user knows better than its card.
         timeout (`float`, *optional*, defaults to 300): Seconds without progress after which a stream from the network
             stops.
@@ -94,50 +99,54 @@ def open_pairs(
         TrainingStopped: a server does not answer.
     """
     chosen = None if subset is None else Subset.parse(subset, subset_seed)
-    if (known := known_set(spec)) is not None:
-        spec, data_format = known.repo, "hub"
-        streaming = True if streaming is None else streaming
-        image_column = known.image_column if image_column == DEFAULT_IMAGE else image_column
-        caption_column = known.caption_column if caption_column == DEFAULT_CAPTION else caption_column
-        caption_tokenizer = known.caption_tokenizer if caption_tokenizer is None else caption_tokenizer
-        total_rows = known.train_pairs if total_rows is None and split == "train" else total_rows
-    root = Path(image_root) if image_root is not None else None
-    kind, paths = ("url", []) if is_url(spec) else locate(spec, data_format)
-    if kind == "url" or (streaming and kind in ("hub", "parquet", "webdataset")):
+    root = None if image_root is None else Path(image_root)
+    stored = Stored(image_column, caption_column, delimiter, root, caption_tokenizer)
+    asked = {"--train_pairs": total_rows, "--data_revision": revision, "--data_config": config}
+    named = resolve(spec, data_format, streaming)
+    if named.known is not None:
+        stored = stored.of_known(named.known)
+        total_rows = named.known.train_pairs if total_rows is None and split == "train" else total_rows
+    kind, paths = ("url", []) if is_url(named.spec) else locate(named.spec, named.data_format)
+    name = Path(named.spec).name or named.spec
+    if named.streaming and kind in _STREAMED:
         _refuse_on_streams(limit, noise_share)
-        options = StreamOptions(image_column, caption_column, root, total_rows, timeout, caption_tokenizer)
         if paths:
-            stream = stream_files(kind, paths, Path(spec).name or spec, options)
+            stream = stream_files(kind, paths, name, stored, total_rows=total_rows)
         else:
-            remote = remote or find_remote(
-                spec,
-                streaming=True,
-                split=split,
-                revision=revision,
-                config=config,
-                data_format=data_format,
-                timeout=timeout,
-            )
-            stream = stream_remote(remote, options)
+            place = {"split": split, "revision": revision, "config": config, "data_format": named.data_format}
+            remote = remote or find_remote(named.spec, streaming=True, timeout=timeout, **place)
+            stream = stream_remote(remote, stored, timeout=timeout, total_rows=total_rows)
         return stream if chosen is None else take_subset_of_stream(stream, chosen)
-    name = Path(spec).name or spec
-    if kind == "csv":
-        source: PairSource = open_csv(single(spec, paths), image_column, caption_column, _unescape(delimiter), root)
-    elif kind == "parquet":
-        source = open_parquet(paths, name, image_column, caption_column, root)
-    elif kind == "webdataset":
-        source = TarSource(paths, name, image_column, caption_column)
-    elif kind == "folder":
-        source = FolderSource(single(spec, paths), image_column, caption_column)
+    if kind == "hub":
+        del asked["--data_revision"], asked["--data_config"]
+        source: PairSource = open_hub(named.spec, split, revision, config, *stored.names, stored.image_root)
     else:
-        source = open_hub(spec, split, revision, config, image_column, caption_column, root)
-    if caption_tokenizer is not None:
-        _decode_captions(source, caption_tokenizer)
+        source = _open_files(kind, name, paths, stored)
+    _tell_unused(source, {**asked, "--streaming": streaming})
+    if stored.caption_tokenizer is not None:
+        _decode_captions(source, stored.caption_tokenizer)
     if limit is not None:
         source = first_records(source, limit)
     if chosen is not None:
         source = take_subset(source, chosen)
     return ShuffledCaptions(source, noise_share, noise_seed) if noise_share else source
+
+
+def _open_files(kind: str, name: str, paths: list[Path], stored: Stored) -> PairSource:
+    """Files on this machine, indexed."""
+    if kind == "csv":
+        return open_csv(single(name, paths), *stored.names, _unescape(stored.delimiter), stored.image_root)
+    if kind == "parquet":
+        return open_parquet(paths, name, *stored.names, stored.image_root)
+    if kind == "webdataset":
+        return TarSource(paths, name, *stored.names)
+    return FolderSource(single(name, paths), *stored.names)
+
+
+def _tell_unused(source: PairSource, given: dict[str, Any]) -> None:
+    """Warn of flags that say something about other data only."""
+    if unused := [flag for flag, value in given.items() if value]:
+        logger.warning("%s (%s) is indexed; not used for it: %s.", source.name, source.format, ", ".join(unused))
 
 
 def _refuse_on_streams(limit: int | None, noise_share: float) -> None:

@@ -16,8 +16,7 @@ from ncu_hf.data.network.remote_file import RemoteFile, remote_sizes
 from ncu_hf.data.shards.tar_samples import TarLayout
 from ncu_hf.data.shards.tar_shards import TarShard
 from ncu_hf.data.sources.hub import HubSplit, find_split
-from ncu_hf.data.sources.locate import format_of_names, is_url, locate
-from ncu_hf.data.sources.registry import known_set
+from ncu_hf.data.sources.locate import format_of_names, is_url, locate, resolve
 from ncu_hf.data.sources.streaming import FIRST_SHARDS
 from ncu_hf.errors import InputError, TrainingStopped, one_line
 
@@ -89,11 +88,10 @@ def find_remote(
     """
     if is_url(spec):
         return _at_urls(spec, data_format, timeout)
-    if (known := known_set(spec)) is not None:
-        spec, data_format, streaming = known.repo, "hub", True if streaming is None else streaming
-    if not streaming or locate(spec, data_format)[0] != "hub":
+    named = resolve(spec, data_format, streaming)
+    if not named.streaming or locate(named.spec, named.data_format)[0] != "hub":
         return None
-    return _on_hub(spec, split, revision, config, timeout)
+    return _on_hub(named.spec, split, revision, config, timeout)
 
 
 def _at_urls(spec: str, data_format: str | None, timeout: float) -> RemoteData:

@@ -95,7 +95,7 @@ def take_subset_of_stream(source: StreamSource, subset: Subset) -> StreamSource:
     number by more than 1 % as a whole or not at all.
 
     Raises:
-        InputError: the source has fewer pairs.
+        InputError: the source has fewer pairs, exactly or as it is stated.
     """
     rows = [source.estimated_rows(i) for i in range(len(source.shards))]
     wanted = max(subset.wanted(sum(rows)), 1)
@@ -103,6 +103,8 @@ def take_subset_of_stream(source: StreamSource, subset: Subset) -> StreamSource:
     if exact:
         wanted = round(wanted)
         _check(source.name, wanted, sum(rows))
+    elif wanted > sum(rows):
+        _check_estimated(source, wanted, sum(rows))
     parts = _parts(source, subset, rows, wanted)
     chosen = StreamSource(
         source.shards,
@@ -148,3 +150,11 @@ def _parts(source: StreamSource, subset: Subset, rows: list[float], wanted: floa
 def _check(name: str, wanted: float, rows: float) -> None:
     if wanted > rows:
         raise InputError(f"{name}: --train_subset asks for {wanted:.0f} pairs, the data has {rows:.0f}. Ask for fewer.")
+
+
+def _check_estimated(source: StreamSource, wanted: float, rows: float) -> None:
+    """The stated length decides. One that is judged by the first shard may be too low: a warning."""
+    fault = f"{source.name}: --train_subset asks for {wanted:.0f} pairs, the data has about {rows:.0f}"
+    if source.total_rows is not None and wanted > source.total_rows:
+        raise InputError(f"{fault}. Ask for fewer, or state with --train_pairs that it has more.")
+    logger.warning("%s, as its first shard lets expect; all of it is taken.", fault)

@@ -287,6 +287,14 @@ def test_noise_has_ground_truth(tmp_path, png, write_tar, samples):
     assert open_pairs(spec)[0].mismatched is None
 
 
+def test_flags_without_effect_are_told(tmp_path, png, caplog):
+    spec = write_csv(tmp_path, "image_path,text_content\na.png,x\n")
+    open_pairs(spec)
+    assert not caplog.text
+    open_pairs(spec, streaming=True, total_rows=5, revision="v2")
+    assert "pairs.csv (csv) is indexed; not used for it: --train_pairs, --data_revision, --streaming." in caplog.text
+
+
 def test_streams_refuse_what_needs_a_length(tmp_path, png):
     write_parquet(tmp_path / "a.parquet", [png()], text=["x"])
     options = {"image_column": "image", "caption_column": "text", "streaming": True}

@@ -49,7 +49,7 @@ def test_a_name_is_enough(asked, name, repo, pairs):
 
 def test_captions_of_yfcc_are_decoded(asked, monkeypatch):
     tokenizers = []
-    monkeypatch.setattr("ncu_hf.data.sources.streams.caption_decoder", lambda name: tokenizers.append(name) or str)
+    monkeypatch.setattr("ncu_hf.data.sources.stored.caption_decoder", lambda name: tokenizers.append(name) or str)
     source = open_pairs("yfcc15m-r")
     open_pairs("yfcc15m-r", caption_tokenizer="./other")
     columns = source.shards[0].columns
@@ -69,6 +69,12 @@ def test_a_file_of_that_name_wins(asked, tmp_path, monkeypatch, write_tar, sampl
 def test_a_near_miss_gets_a_hint(wrong, right):
     with pytest.raises(InputError, match=re.escape(f"Did you mean '{right}'?")):
         open_pairs(wrong)
+
+
+def test_a_name_takes_no_other_format(asked):
+    with pytest.raises(InputError, match="leave --data_format csv out"):
+        open_pairs("cc3m", data_format="csv")
+    assert open_pairs("cc3m", data_format="hub").name == "pixparse/cc3m-wds" and len(asked) == 1
 
 
 def test_the_help_names_all_known_sets():

@@ -150,9 +150,18 @@ def test_else_the_last_shard_is_counted_and_cut():
     assert len(subset.parts) == 1 and subset.rows == 20 and len(counted) == 1
 
 
-def test_more_than_is_expected_takes_all():
+def test_more_than_is_stated_is_refused():
     source, counted = stream([100] * 3, total=300)
+    with pytest.raises(InputError, match=r"asks for 301 pairs, the data has about 300.*--train_pairs"):
+        take_subset_of_stream(source, Subset.parse("301", 0))
+    assert len(take_subset_of_stream(source, Subset.parse("300", 0)).parts) == 3 and not counted
+
+
+def test_more_than_the_first_shard_lets_expect_takes_all(caplog):
+    source, counted = stream([100] * 3)
+    source.first_rows = 100.0
     assert len(take_subset_of_stream(source, Subset.parse("500", 0)).parts) == 3 and not counted
+    assert "the data has about 300" in caplog.text
 
 
 def test_shards_outside_of_the_subset_are_never_opened(tmp_path, write_tar, samples):
