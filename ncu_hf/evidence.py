@@ -195,9 +195,10 @@ def _describe_data(run: Run) -> dict[str, Any]:
     data, described = run.arguments.data, run.source.description
     return {
         "description": f"{described['name']} ({described['format']})",
-        "hub_id": data.train_data if described["format"] == "hub" else None,
+        "hub_id": described["name"] if described["revision"] or described["format"] == "hub" else None,
         "revision": described["revision"],
         "n_pairs": described["rows"],
+        "subset": described.get("subset"),
         "noise_share": data.noise_share or None,
         "eval_description": data.eval_data,
     }

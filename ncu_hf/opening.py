@@ -10,6 +10,7 @@ import torch
 
 from ncu_hf.config import DataArguments
 from ncu_hf.data import PairSource, RemoteData, StreamSource, check_readable, find_remote, open_pairs
+from ncu_hf.data.files import public_address
 from ncu_hf.distributed import gather_json, local_first, world
 from ncu_hf.errors import InputError, TrainingStopped
 
@@ -77,7 +78,8 @@ def open_evaluation_pairs(data: DataArguments) -> PairSource | None:
     with local_first():
         source = open_pairs(data.eval_data, limit=data.eval_limit, **place, **_stored(data))
     if isinstance(source, StreamSource):
-        raise InputError(f"--eval_data {data.eval_data}: is only read as a stream. Download the files.")
+        name = public_address(data.eval_data)
+        raise InputError(f"--eval_data {name}: is only read as a stream. Download the files of --eval_split.")
     check_readable(source)
     return source
 

@@ -11,6 +11,7 @@ from typing import Any
 from ncu_hf.checkpoint import read_json, write_json
 from ncu_hf.cli import Arguments
 from ncu_hf.config import NCUTrainingArguments
+from ncu_hf.data.files import public_address
 from ncu_hf.errors import InputError
 
 _RUN_FILE = "run.json"
@@ -168,6 +169,8 @@ def resuming(training: NCUTrainingArguments) -> bool:
 def run_settings(arguments: Arguments) -> dict[str, Any]:
     """What determines the result of a run, by flag name."""
     settings = {**asdict(arguments.model), **asdict(arguments.data), **asdict(arguments.method)}
+    for name in ("train_data", "eval_data"):  # a signature is a secret, and another one the next time
+        settings[name] = settings[name] and public_address(settings[name])
     del settings["max_bad_fraction"]  # only stops a run, which then goes on with a higher one
     for name in LEARNING_SETTINGS:
         value = getattr(arguments.training, name)

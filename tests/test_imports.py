@@ -39,7 +39,7 @@ ALLOWED = {
         *("parameters", "step", "step_metrics"),
     },
     "hub": {"config", "data"},
-    "workspace": {"checkpoint", "cli", "config"},
+    "workspace": {"checkpoint", "cli", "config", "data"},
 }
 TORCH_ONLY = ("losses", "transport", "selection", "step_metrics", "distributed")
 

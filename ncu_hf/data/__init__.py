@@ -10,7 +10,7 @@ from ncu_hf.data.records import BadRecord, Located, PairSource, Record, Skipped
 from ncu_hf.data.sources.open import check_readable, open_pairs, usable_captions
 from ncu_hf.data.sources.registry import KNOWN_SETS
 from ncu_hf.data.sources.remote import RemoteData, find_remote
-from ncu_hf.data.sources.streaming import StreamSource
+from ncu_hf.data.sources.stream_source import StreamSource
 from ncu_hf.data.transforms import ImageTransform, normalize
 
 __all__ = [

@@ -59,6 +59,15 @@ class LocalFile:
         return open(self.path, "rb")
 
 
+def public_address(address: str) -> str:
+    """A URL without what may be secret: user, password, query. Anything else stays as it is."""
+    scheme, colon, rest = address.partition("://")
+    if not colon:
+        return address
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}{colon}{host.rpartition('@')[2]}{slash}{path}"
+
+
 def expand(spec: str) -> list[Path]:
     """Existing paths that a path, a glob or a brace pattern stands for, sorted by name; empty if there is none.
 

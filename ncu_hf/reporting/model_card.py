@@ -107,7 +107,15 @@ def _data_lines(data: dict) -> list[str]:
         lines.append(f"Data set: [{data['hub_id']}](https://huggingface.co/datasets/{data['hub_id']})")
     if "revision" in data:
         lines.append(f"Revision: `{data['revision']}`")
+    if "subset" in data:
+        lines.append(_subset_line(data["subset"]))
     return lines
+
+
+def _subset_line(subset: dict) -> str:
+    asked = f"{subset['count']:,} pairs" if "count" in subset else f"{100 * subset['share']:g} %"
+    taken = f"{subset['shards']:,} shards" if "shards" in subset else f"{subset['rows']:,} pairs"
+    return f"A random subset was asked for, {asked} with seed {subset['seed']}: {taken}"
 
 
 def _hyperparameters(run: dict) -> list[dict]:

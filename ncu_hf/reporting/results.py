@@ -11,6 +11,7 @@ run = {
   "license": "mit",                     # optional: only if known
   "language": "en",                     # optional
   "data": {"description": "...", "hub_id": "...", "revision": "...", "n_pairs": 10000, "noise_share": 0.3,
+           "subset": {"share": 0.5, "seed": 0, "shards": 288},   # or "count" for "share", "rows" for "shards"
            "eval_description": "...", "eval_hub_id": "...", "eval_revision": "..."},   # all but description optional
   "data_health": {"seen": 10000, "skipped": 3, "reasons": {"truncated": 3}},           # optional
   "hyperparameters": {"forget_ratio": 0.1, ...},
@@ -37,10 +38,13 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
+from ncu_hf.data.files import public_address
+
 SIDES = ("before", "after")
 # A path starts at a slash that does not continue a word, a URL or a relative path.
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.~\-])~?/(?:[^\s/'\",;:()\[\]<>|]+/)*[^\s/'\",;:()\[\]<>|]+/?")
 ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+URL = re.compile(r"https?://[^\s'\"]+")
 SECRET_KEY = re.compile(r"(^|_)(token|secret|password|api_key)$")
 
 
@@ -90,6 +94,7 @@ def _is_empty(value: Any) -> bool:
 
 def _without_secrets(text: str) -> str:
     text = ACCESS_TOKEN.sub("", text).replace("file://", "")
+    text = URL.sub(lambda match: public_address(match.group()), text)
     if text.startswith("/") and "\n" not in text and text.count("/") > 1:
         return PurePosixPath(text).name if " /" not in text else ABSOLUTE_PATH.sub(_last_part, text)
     return ABSOLUTE_PATH.sub(_last_part, text)

@@ -121,7 +121,7 @@ def test_stopped_and_restarted_on_other_numbers(folder, first, second, tmp_path)
         (["--processes", "0"], "--processes must be at least 1"),
         (["--resume_from", "nothing.json"], "no such file"),
         (["--save_state", __file__], "exists already"),
-        (["--batch_size", "62"], "61 records, fewer than one global batch of 62"),
+        (["--batch_size", "62"], "61 record(s), fewer than one global batch of 62"),
         (["--colour", "1"], "--colour"),
     ],
 )

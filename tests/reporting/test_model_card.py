@@ -256,3 +256,18 @@ def test_text_of_the_data_set_cannot_break_tables(run):
     text = render_model_card(run)
     assert "| a\\|b c | 3 |" in text
     assert "49" not in text
+
+
+@pytest.mark.parametrize(
+    ("subset", "told"),
+    [
+        ({"share": 0.5, "seed": 3, "shards": 288}, "50 % with seed 3: 288 shards"),
+        ({"count": 500000, "seed": 0, "rows": 500000}, "500,000 pairs with seed 0: 500,000 pairs"),
+    ],
+)
+def test_a_subset_is_told(run, subset, told):
+    plain = render_model_card(run)
+    run["data"]["subset"] = subset
+    text = render_model_card(run)
+    check_well_formed(text)
+    assert told in text and "subset" not in plain

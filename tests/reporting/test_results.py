@@ -16,6 +16,10 @@ from ncu_hf.reporting.results import before_after, publishable
         ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32"),
         ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
         ("hf://datasets/a/b", "hf://datasets/a/b"),
+        (
+            "--train_data 'https://me:pw@host/a-{0..9}.tar?sig=x&t=1' --x 2",
+            "--train_data 'https://host/a-{0..9}.tar' --x 2",
+        ),
         ("R@1/5/10 and 3 / 4", "R@1/5/10 and 3 / 4"),
         ("outputs/run/model", "outputs/run/model"),
         ("use hf_abcdefghijklmnopQRST now", "use  now"),

@@ -11,7 +11,7 @@ from ncu_hf.data.loader.indexed import IndexedBatches
 from ncu_hf.data.loader.split import Gather, Split, alone
 from ncu_hf.data.loader.streamed import StreamedBatches
 from ncu_hf.data.records import PairSource
-from ncu_hf.data.sources.streaming import StreamSource
+from ncu_hf.data.sources.stream_source import StreamSource
 
 
 class PairLoader:

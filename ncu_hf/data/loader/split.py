@@ -56,8 +56,8 @@ class Split(NamedTuple):
     def too_small(self, name: str, records: int) -> str:
         """Message for data that fills no batch."""
         return (
-            f"{name}: {records} records, fewer than one global batch of {self.global_batch} ({self.batch_size} x "
-            f"{self.world_size} processes). Use a smaller batch or more data."
+            f"{name}: {records} record(s), fewer than one global batch of {self.global_batch} ({self.batch_size} x "
+            f"{self.world_size} process(es)). Use a smaller batch or more data."
         )
 
 

@@ -10,7 +10,7 @@ from ncu_hf.data.loader.reader import Cursor, ReaderKey, rest_of
 from ncu_hf.data.loader.sharding import Segment, close, deal, is_exact, reader_needs
 from ncu_hf.data.loader.split import Split
 from ncu_hf.data.order import segment_order
-from ncu_hf.data.sources.streaming import StreamSource
+from ncu_hf.data.sources.stream_source import StreamSource
 
 
 @dataclass

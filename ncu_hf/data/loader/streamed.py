@@ -15,7 +15,7 @@ from ncu_hf.data.loader.split import Split, check_same_data
 from ncu_hf.data.loader.state import Round, StreamState, plan_round
 from ncu_hf.data.loader.workers import in_workers
 from ncu_hf.data.shards.base import BEGINNING, Entry
-from ncu_hf.data.sources.streaming import StreamSource
+from ncu_hf.data.sources.stream_source import StreamSource
 from ncu_hf.errors import InputError
 
 logger = logging.getLogger(__name__)

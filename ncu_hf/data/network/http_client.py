@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from ncu_hf.data.files import public_address
 from ncu_hf.errors import InputError, TrainingStopped, one_line
 
 logger = logging.getLogger(__name__)
@@ -75,9 +76,7 @@ class Endpoint:
     @property
     def address(self) -> str:
         """`str`: The URL without what may be secret: user, password, query."""
-        scheme, colon, rest = self.url.partition("://")
-        host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-        return f"{scheme}{colon}{host.rpartition('@')[2]}{slash}{path}"
+        return public_address(self.url)
 
 
 class Fault(Exception):

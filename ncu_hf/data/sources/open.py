@@ -20,7 +20,7 @@ from ncu_hf.data.sources.locate import is_url, locate, resolve, single
 from ncu_hf.data.sources.open_streams import stream_files, stream_remote
 from ncu_hf.data.sources.remote import RemoteData, find_remote
 from ncu_hf.data.sources.stored import Stored
-from ncu_hf.data.sources.streaming import FIRST_SHARDS, StreamSource
+from ncu_hf.data.sources.stream_source import FIRST_SHARDS, StreamSource
 from ncu_hf.data.sources.subset import Subset, take_subset, take_subset_of_stream
 from ncu_hf.data.sources.tables import TableSource, open_csv, open_parquet
 from ncu_hf.data.sources.views import ShuffledCaptions, first_records, is_usable

@@ -17,7 +17,7 @@ from ncu_hf.data.shards.tar_samples import TarLayout
 from ncu_hf.data.shards.tar_shards import TarShard
 from ncu_hf.data.sources.remote import RemoteData
 from ncu_hf.data.sources.stored import Stored
-from ncu_hf.data.sources.streaming import StreamSource
+from ncu_hf.data.sources.stream_source import StreamSource
 from ncu_hf.data.sources.tables import Columns, load, undecoded
 from ncu_hf.errors import InputError
 

@@ -17,7 +17,7 @@ from ncu_hf.data.shards.tar_samples import TarLayout
 from ncu_hf.data.shards.tar_shards import TarShard
 from ncu_hf.data.sources.hub import HubSplit, find_split
 from ncu_hf.data.sources.locate import format_of_names, is_url, locate, resolve
-from ncu_hf.data.sources.streaming import FIRST_SHARDS
+from ncu_hf.data.sources.stream_source import FIRST_SHARDS
 from ncu_hf.errors import InputError, TrainingStopped, one_line
 
 

@@ -12,7 +12,7 @@ from ncu_hf.data.files import fingerprint_text
 from ncu_hf.data.order import SUBSET, keyed_generator
 from ncu_hf.data.records import PairSource
 from ncu_hf.data.shards.base import BEGINNING
-from ncu_hf.data.sources.streaming import Part, StreamSource
+from ncu_hf.data.sources.stream_source import Part, StreamSource
 from ncu_hf.data.sources.views import ChosenRecords
 from ncu_hf.errors import InputError
 

@@ -169,7 +169,7 @@ def test_crops_differ_between_epochs(collator):
 
 
 def test_data_smaller_than_a_global_batch_is_refused(collator):
-    with pytest.raises(InputError, match=r"7 records.*global batch of 8 \(4 x 2"):
+    with pytest.raises(InputError, match=r"7 record\(s\).*global batch of 8 \(4 x 2"):
         PairLoader(ListSource(7), collator, batch_size=4, rank=0, world_size=2, seed=0)
     PairLoader(ListSource(8), collator, batch_size=4, rank=0, world_size=2, seed=0)
 

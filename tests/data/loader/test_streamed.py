@@ -13,7 +13,7 @@ from ncu_hf.data.loader import indexed, reader, streamed
 from ncu_hf.data.loader.pair_loader import PairLoader
 from ncu_hf.data.records import PairSource, Record, Skipped
 from ncu_hf.data.shards.base import Entry, Shard, StoredRow
-from ncu_hf.data.sources.streaming import StreamSource
+from ncu_hf.data.sources.stream_source import StreamSource
 from ncu_hf.errors import InputError
 
 
@@ -284,7 +284,7 @@ def test_lengths_are_learned_once():
 
 def test_data_smaller_than_a_batch_is_refused():
     for known in (True, False):
-        with pytest.raises(InputError, match=r"5 records, fewer than one global batch of 6 \(3 x 2"):
+        with pytest.raises(InputError, match=r"5 record\(s\), fewer than one global batch of 6 \(3 x 2"):
             consume(MemoryStream([2, 3], known), world=2, batch=3, epochs=1)
 
 

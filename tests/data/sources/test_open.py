@@ -12,7 +12,7 @@ import pytest
 from ncu_hf.data.decoding import clean_caption, decode_image
 from ncu_hf.data.shards.base import Entry
 from ncu_hf.data.sources.open import check_readable, open_pairs
-from ncu_hf.data.sources.streaming import StreamSource
+from ncu_hf.data.sources.stream_source import StreamSource
 from ncu_hf.errors import InputError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

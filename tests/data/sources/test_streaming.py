@@ -21,7 +21,7 @@ from ncu_hf.data.network import http_client
 from ncu_hf.data.shards.base import Entry
 from ncu_hf.data.sources.open import check_readable, open_pairs
 from ncu_hf.data.sources.remote import RemoteData, find_remote
-from ncu_hf.data.sources.streaming import StreamSource
+from ncu_hf.data.sources.stream_source import StreamSource
 from ncu_hf.errors import InputError, TrainingStopped
 
 COMMIT = "0123456789" * 4

@@ -6,7 +6,7 @@ import pytest
 
 from ncu_hf.data.shards.base import Entry, Shard, StoredRow
 from ncu_hf.data.sources.open import open_pairs
-from ncu_hf.data.sources.streaming import StreamSource
+from ncu_hf.data.sources.stream_source import StreamSource
 from ncu_hf.data.sources.subset import Subset, take_subset_of_stream
 from ncu_hf.errors import InputError
 
