@@ -19,6 +19,8 @@ STOPPED, BAD_INPUT = 1, 2
 # Seconds after which another process than the first reports its error: where all have the same one, the launcher has
 # ended the others by then, and it is read once.
 _PATIENCE = 3
+# What gloo says when another process has ended.
+_PEER_ENDED = ("Connection closed by peer", "Connection reset by peer")
 
 
 class Arguments(NamedTuple):
@@ -86,6 +88,10 @@ def run_main(main: Callable[[], None]) -> None:
         _exit(f"error: {error}", BAD_INPUT)
     except TrainingStopped as error:
         _exit(f"stopped: {error}", STOPPED)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _PEER_ENDED):
+            raise
+        _exit("stopped: another process of this run has ended; its own line says why.", STOPPED)
 
 
 def _exit(message: str, code: int) -> NoReturn:

@@ -31,7 +31,7 @@ from ncu_hf.checkpoint import (
     write_json,
 )
 from ncu_hf.config import NCUTrainingArguments
-from ncu_hf.data import DataHealth, ImageTransform, PairLoader, normalize
+from ncu_hf.data import DataHealth, ImageTransform, PairLoader, Skipped, normalize
 from ncu_hf.distributed import barrier, gather_json
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.modeling import NCUModel, load_prompt
@@ -228,6 +228,7 @@ class NCUTrainer(Trainer):
     def save_outcome(self, folder: Path) -> None:
         """Write what the phase leaves: model, processor, prompt, position in the data, and its record, `phase.json`."""
         health, position = self._total_health(), self._position()
+        health.add_problems(Skipped(*problem) for problem in position.get("problems", ()))  # no batch has told them
         health.check(final=True)
         record = {
             "name": self.objective.phase,

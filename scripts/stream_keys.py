@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
@@ -33,6 +36,7 @@ from ncu_hf.cli import BAD_INPUT, STOPPED, OneLineParser, run_main
 from ncu_hf.config import DataArguments
 from ncu_hf.data import DataHealth, ImageTransform, PairCollator, PairLoader, PairSource, StreamSource
 from ncu_hf.data.mixing import measure_mixing
+from ncu_hf.data.records import Skipped
 from ncu_hf.data.shards.base import BEGINNING
 from ncu_hf.distributed import gather_json
 from ncu_hf.errors import InputError
@@ -65,6 +69,8 @@ class KeyArguments:
                 raise InputError(f"--{name} must be at least 1, got {value}.")
         if self.save_state is not None and Path(self.save_state).exists():
             raise InputError(f"--save_state {self.save_state}: exists already; give a new file.")
+        if self.save_state is not None and not os.access(Path(self.save_state).absolute().parent, os.W_OK | os.X_OK):
+            raise InputError(f"--save_state {self.save_state}: its folder cannot be written to, or is not there.")
         if self.resume_from is not None and not Path(self.resume_from).is_file():
             raise InputError(f"--resume_from {self.resume_from}: no such file.")
 
@@ -170,6 +176,7 @@ def run_process(rank: int, data: DataArguments, options: KeyArguments, rendezvou
             sys.stdout.flush()
     position = loader.state_dict()
     if rank == 0:
+        summary.health.add_problems(Skipped(*problem) for problem in position.get("problems", ()))
         summary.print(source, options, time.perf_counter() - started)
         if options.save_state is not None:
             write_json(Path(options.save_state), {"step": step, "data": position})
@@ -177,10 +184,18 @@ def run_process(rank: int, data: DataArguments, options: KeyArguments, rendezvou
 
 def guarded(*arguments: Any) -> None:
     """`run_process` in a process of its own."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     run_main(partial(run_process, *arguments))
 
 
+def end_with_parent() -> None:
+    """A process must not outlive a command that was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(STOPPED)
+
+
 def main() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the script without a traceback
     data, options = parse()
     if options.processes == 1:
         run_process(0, data, options, "")

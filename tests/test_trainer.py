@@ -19,6 +19,7 @@ from ncu_hf.checkpoint import list_checkpoints
 from ncu_hf.cli import parse_arguments
 from ncu_hf.config import MethodArguments
 from ncu_hf.data import BadRecord, TooManyBadRecords, collator, open_pairs
+from ncu_hf.data.loader.split import sealed
 from ncu_hf.errors import TrainingStopped
 from ncu_hf.loading import load_reference
 from ncu_hf.modeling import Embeddings
@@ -105,7 +106,7 @@ def trainer_of(options, words) -> Callable[..., tuple[NCUTrainer, Observer]]:
         if start_batch:
             place = {"epoch": 0, "position": start_batch * arguments.training.global_batch_size}
             state = {"fingerprint": source.fingerprint, "seed": arguments.training.seed, **place}
-            trainer.make_loader = lambda _: run.loader(state)
+            trainer.make_loader = lambda _: run.loader(sealed(state))
         observer = Observer()
         trainer.add_callback(observer)
         return trainer, observer

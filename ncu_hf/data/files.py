@@ -40,23 +40,43 @@ class Location(Protocol):
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A [`Location`] on this machine."""
+    """A [`Location`] on this machine; `label` is its name where the last part of the path would not tell it apart."""
 
     path: Path
+    label: str = ""
 
     @property
     def name(self) -> str:
-        """`str`: Last part of the path."""
-        return self.path.name
+        """`str`: The label, or the last part of the path."""
+        return self.label or self.path.name
 
     @property
     def size(self) -> int:
         """`int`: Bytes, as the file system tells them now."""
-        return self.path.stat().st_size
+        try:
+            return self.path.stat().st_size
+        except OSError as error:
+            raise unreadable(self.path, error) from error
 
     def open(self) -> BinaryIO:
         """A new handle at byte 0."""
-        return open(self.path, "rb")
+        try:
+            return open(self.path, "rb")
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+
+
+def local_files(paths: list[Path]) -> list[LocalFile]:
+    """Files with names that differ: where two in different folders are called the same, with the folders in front."""
+    if len({path.name for path in paths}) == len(paths):
+        return [LocalFile(path) for path in paths]
+    top = os.path.commonpath([path.parent for path in paths])
+    return [LocalFile(path, os.path.relpath(path, top)) for path in paths]
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """The error for a file that the system does not give."""
+    return InputError(f"{path}: cannot be read ({error.strerror}). Restore it, or leave it out.")
 
 
 def public_address(address: str) -> str:
@@ -105,9 +125,10 @@ def fingerprint_files(paths: list[Path]) -> str:
     """Hash of names, sizes, heads and tails of files, the same on every machine and at every path."""
     digest = hashlib.sha256()
     for path in paths:
-        size = path.stat().st_size
+        location = LocalFile(path)
+        size = location.size
         digest.update(f"{path.name}\0{size}\0".encode("utf-8", "surrogateescape"))
-        with open(path, "rb") as file:
+        with location.open() as file:
             digest.update(file.read(_SAMPLE_BYTES))
             file.seek(max(0, size - _SAMPLE_BYTES))
             digest.update(file.read(_SAMPLE_BYTES))

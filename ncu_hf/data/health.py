@@ -50,10 +50,15 @@ class DataHealth:
         return self.skipped / self.seen if self.seen else 0.0
 
     def update(self, batch: Mapping[str, Any]) -> None:
-        """Count one batch of `PairLoader` (its `keys` and `skipped`)."""
+        """Count one batch of `PairLoader`: its `keys` and `skipped`, and the `problems` of shards of a stream."""
         self.seen += len(batch["keys"]) + len(batch["skipped"])
         for skipped in batch["skipped"]:
             self._count(skipped.reason, 1, [skipped])
+        self.add_problems(batch.get("problems", ()))
+
+    def add_problems(self, problems: Iterable[Skipped]) -> None:
+        """Note faults of whole shards, each once."""
+        self.problems += [problem for problem in dict.fromkeys(problems) if problem not in self.problems]
 
     def _count(self, reason: str, count: int, examples: Iterable[Skipped]) -> None:
         self.reasons[reason] = self.reasons.get(reason, 0) + count
@@ -102,8 +107,7 @@ class DataHealth:
             self.seen += state["seen"]
             for reason, count in state["reasons"].items():
                 self._count(reason, count, [Skipped(*example) for example in state["examples"][reason]])
-            problems = [Skipped(*problem) for problem in state["problems"]]
-            self.problems += [problem for problem in problems if problem not in self.problems]
+            self.add_problems(Skipped(*problem) for problem in state["problems"])
 
     def summary_table(self) -> str:
         """Short Markdown table: one line a reason, the most frequent first."""

@@ -139,3 +139,14 @@ def test_a_position_of_other_data_is_refused(folder, tmp_path):
     (folder / "cc3m-train-0004.tar").unlink()
     _, said = run(folder, "--batch_size", 4, "--resume_from", tmp_path / "position.json", code=2)
     assert "belongs to other data" in said
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_command_that_was_killed(folder):
+    flags = ["--processes", "2", "--workers", "1", "--batch_size", "2", "--epochs", "100000"]
+    words = [sys.executable, str(ROOT / "scripts/stream_keys.py"), str(folder), *flags]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        process.stdout.readline()
+        process.kill()
+        process.stdout.read()  # comes to its end when nobody holds the pipe any longer
+    assert process.returncode == -9

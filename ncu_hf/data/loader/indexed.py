@@ -65,7 +65,7 @@ class IndexedBatches:
         self._start = self._position
         for number, batch in enumerate(in_workers(self._make, self._split.workers)):
             here = self._place(number)
-            if here.epoch == self._split.epochs:
+            if self._split.is_over(here.epoch):
                 return
             self._position = IndexedPosition(here.epoch, here.position + self._split.global_batch)
             yield batch

@@ -8,7 +8,7 @@ from typing import Any
 
 from ncu_hf.data.collator import PairCollator
 from ncu_hf.data.loader.indexed import IndexedBatches
-from ncu_hf.data.loader.split import Gather, Split, alone
+from ncu_hf.data.loader.split import Gather, Split, alone, sealed
 from ncu_hf.data.loader.streamed import StreamedBatches
 from ncu_hf.data.records import PairSource
 from ncu_hf.data.sources.stream_source import StreamSource
@@ -82,7 +82,7 @@ class PairLoader:
         It can be continued by any number of processes and workers. For the same number of processes and workers the
         order stays the same; for indexable sources it always does.
         """
-        return self._batches.state()
+        return sealed(self._batches.state())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batches = iter(self._batches)

@@ -93,7 +93,8 @@ class News:
         """Move what `other` holds over here."""
         self.lengths |= other.lengths
         self.problems += other.problems
-        other.lengths, other.problems = {}, []
+        other.lengths.clear()
+        other.problems.clear()  # in place: a shard that is being read holds on to this list
 
 
 class ReadBatch(NamedTuple):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from ncu_hf.data.files import fingerprint_text
 from ncu_hf.errors import InputError
 
 # Value of this process -> values of all processes, in order of rank (JSON-able); a collective.
@@ -41,6 +43,10 @@ class Split(NamedTuple):
         """`int`: N = B·W."""
         return self.batch_size * self.world_size
 
+    def is_over(self, epoch: int) -> bool:
+        """Whether no epoch from this one on is wanted."""
+        return self.epochs is not None and epoch >= self.epochs
+
     def check(self) -> None:
         """
         Raises:
@@ -74,7 +80,19 @@ def check_same_data(state: Mapping[str, Any], source: Named, seed: int) -> None:
     Raises:
         InputError: it belongs to others.
     """
-    if state.get("fingerprint") != source.fingerprint:
+    if not isinstance(state, Mapping) or state.get("fingerprint") != source.fingerprint:
         raise InputError(f"{source.name}: the saved position belongs to other data, or these have changed since.")
-    if state["seed"] != seed:
-        raise InputError(f"{source.name}: the saved position belongs to seed {state['seed']}, not {seed}.")
+    if state.get("seed") != seed:
+        raise InputError(f"{source.name}: the saved position belongs to seed {state.get('seed')}, not {seed}.")
+    if state.get("checksum") != _checksum(state):
+        raise InputError(f"{source.name}: the saved position is damaged. Take an earlier one, or start again.")
+
+
+def sealed(state: dict[str, Any]) -> dict[str, Any]:
+    """A position (JSON-able) with its checksum, by which one that was cut or edited is told."""
+    return {**state, "checksum": _checksum(state)}
+
+
+def _checksum(state: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in state.items() if name != "checksum"}
+    return fingerprint_text(json.dumps(content, sort_keys=True))

@@ -10,6 +10,7 @@ from ncu_hf.data.loader.reader import Cursor, ReaderKey, rest_of
 from ncu_hf.data.loader.sharding import Segment, close, deal, is_exact, reader_needs
 from ncu_hf.data.loader.split import Split
 from ncu_hf.data.order import segment_order
+from ncu_hf.data.records import Skipped
 from ncu_hf.data.sources.stream_source import StreamSource
 
 
@@ -74,6 +75,7 @@ class StreamState:
         epoch (`int`): From 0 on.
         steps (`int`): Global batches that this epoch has made, in all its rounds.
         lengths (`dict[int, int]`): Rows of the shards, as far as they are known.
+        problems (`list[Skipped]`): Shards that are not whole, found since the last batch that told some.
         round (`Round`): The current one.
     """
 
@@ -82,13 +84,14 @@ class StreamState:
     epoch: int
     steps: int
     lengths: dict[int, int]
+    problems: list[Skipped]
     round: Round
 
     @classmethod
     def first(cls, source: StreamSource, split: Split, lengths: dict[int, int]) -> StreamState:
         """The beginning of the data."""
         nothing = Round(0, 0, 0, (0, 0, 0), [], [], [])
-        state = cls(source.fingerprint, split.seed, 0, 0, lengths, nothing)
+        state = cls(source.fingerprint, split.seed, 0, 0, lengths, [], nothing)
         state.round = plan_round(state, source, split, state.whole(source), 0)
         return state
 
@@ -136,6 +139,7 @@ class StreamState:
             "epoch": self.epoch,
             "steps": self.steps,
             "lengths": {str(shard): rows for shard, rows in self.lengths.items()},
+            "problems": [list(problem) for problem in self.problems],
             "round": self.round.to_json(),
         }
 
@@ -143,7 +147,8 @@ class StreamState:
     def from_json(cls, value: Mapping[str, Any]) -> StreamState:
         lengths = {int(shard): rows for shard, rows in value["lengths"].items()}
         plain = {name: value[name] for name in ("fingerprint", "seed", "epoch", "steps")}
-        return cls(**plain, lengths=lengths, round=Round.from_json(value["round"]))
+        problems = [Skipped(*problem) for problem in value["problems"]]
+        return cls(**plain, lengths=lengths, problems=problems, round=Round.from_json(value["round"]))
 
 
 def layout(split: Split) -> tuple[int, int, int]:

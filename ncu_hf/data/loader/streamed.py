@@ -14,6 +14,7 @@ from ncu_hf.data.loader.sharding import is_exact
 from ncu_hf.data.loader.split import Split, check_same_data
 from ncu_hf.data.loader.state import Round, StreamState, plan_round
 from ncu_hf.data.loader.workers import in_workers
+from ncu_hf.data.records import Skipped
 from ncu_hf.data.shards.base import BEGINNING, Entry
 from ncu_hf.data.sources.stream_source import StreamSource
 from ncu_hf.errors import InputError
@@ -53,7 +54,8 @@ class StreamedBatches:
         else:
             check_same_data(state, source, split.seed)
             self._state = StreamState.from_json(state).adapted(source, self._split)
-        self._news = News()  # since the processes last told each other
+        # Since the processes last told each other. What a saved position tells of shards is told once, by process 0.
+        self._news = News(problems=list(self._state.problems) if split.rank == 0 else [])
 
     @property
     def batches_per_epoch(self) -> int | None:
@@ -74,7 +76,7 @@ class StreamedBatches:
         return self._state.to_json()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        while self._state.epoch != self._split.epochs:
+        while not self._split.is_over(self._state.epoch):
             yield from self._batches(self._state.round)
             self._next_round()
 
@@ -118,12 +120,17 @@ class StreamedBatches:
         told = {
             "cursors": {number: current.cursors[number].to_json() for number in mine},
             "lengths": self._news.lengths,
+            "problems": self._news.problems,
         }
-        self._news.lengths = {}
+        self._news = News()
+        self._state.problems = []
         for part in self._split.gather(told):
             for number, cursor in part["cursors"].items():
                 current.cursors[int(number)] = Cursor.from_json(cursor)
             self._state.lengths |= {int(shard): rows for shard, rows in part["lengths"].items()}
+            self._state.problems += [Skipped(*problem) for problem in part["problems"]]
+        if self._split.rank == 0:  # goes into its next batch, or with the position into the next run's first one
+            self._news.problems = list(self._state.problems)
 
     def _next_round(self) -> None:
         self._share_news()
@@ -156,7 +163,8 @@ class StreamedBatches:
         if self._split.rank == 0 and places:
             logger.info("Counting the rows that are left in %d shards.", len(places))
         with ThreadPoolExecutor(_COUNTERS) as pool:
-            counts = pool.map(lambda shard: self._source.shards[shard].count(places[shard]), mine)
+            problems = self._news.problems
+            counts = pool.map(lambda shard: self._source.shards[shard].count(places[shard], problems), mine)
             found = dict(zip(mine, counts, strict=True))
         for part in self._split.gather(found):
             self._state.lengths |= {int(shard): rows for shard, rows in part.items()}

@@ -211,6 +211,8 @@ def request(endpoint: Endpoint, method: str, byte_range: str | None = None) -> A
         response = client.send(question, stream=method != "HEAD", follow_redirects=True)
     except OfflineModeIsEnabled:
         raise InputError(f"{endpoint.address}: HF_HUB_OFFLINE forbids all requests. Unset it.") from None
+    except _http.TooManyRedirects:
+        raise InputError(f"{endpoint.address}: the server redirects in a circle. Check the address.") from None
     except (_http.InvalidURL, UnicodeError):
         raise InputError(f"{endpoint.address}: not a usable URL. Correct it.") from None
     except (HTTP_ERROR, RuntimeError) as error:

@@ -54,8 +54,14 @@ class Shard(ABC):
         """
 
     @abstractmethod
-    def count(self, start: Entry) -> int:
-        """Number of rows of the whole shard, found by reading from `start` on (as little as possible)."""
+    def count(self, start: Entry, problems: list[Skipped]) -> int:
+        """Number of rows of the whole shard, found by reading from `start` on (as little as possible).
+
+        Args:
+            start (`Entry`): A place that is known.
+            problems (`list[Skipped]`): Gets an entry if the shard is not whole: where its length is known, nobody
+                reads it to its end again.
+        """
 
     @abstractmethod
     def estimate_rows(self) -> float | None:

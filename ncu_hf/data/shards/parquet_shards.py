@@ -94,15 +94,18 @@ class ParquetShard(Shard):
     def _key(self, number: int) -> str:
         return f"{self.name}:{number}"
 
-    def count(self, start: Entry) -> int:
+    def count(self, start: Entry, problems: list[Skipped]) -> int:
         if self.rows is not None:
             return self.rows
         with self.location.open() as handle:
             file = _open(handle)
-            return 0 if file is None else file.metadata.num_rows
+            if file is None:
+                problems.append(Skipped("", self.name, "damaged_file"))
+                return 0
+            return file.metadata.num_rows
 
     def estimate_rows(self) -> float | None:
-        return float(self.count(BEGINNING))
+        return float(self.count(BEGINNING, []))
 
 
 def _open(handle: Any) -> pq.ParquetFile | None:

@@ -54,8 +54,8 @@ class TableShard(Shard):
             record = self._columns.record(row, f"{self.name}:{number}", self._image_root)
             yield StoredRow(number, record, Entry(number + 1))
 
-    def count(self, start: Entry) -> int:
-        return sum(1 for _ in self._rows([]))
+    def count(self, start: Entry, problems: list[Skipped]) -> int:
+        return sum(1 for _ in self._rows(problems))
 
     def estimate_rows(self) -> float | None:
         return None

@@ -45,8 +45,8 @@ class TarShard(Shard):
                 yield StoredRow(number, self._record(sample), Entry(number + 1, sample.end))
             number += 1
 
-    def count(self, start: Entry) -> int:
-        return self.rows if self.rows is not None else start.row + sum(1 for _ in self._samples(start, []))
+    def count(self, start: Entry, problems: list[Skipped]) -> int:
+        return self.rows if self.rows is not None else start.row + sum(1 for _ in self._samples(start, problems))
 
     def estimate_rows(self) -> float | None:
         if self.rows is not None or self.size is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ncu_hf.data.files import LocalFile, Location, fingerprint_files, fingerprint_text
+from ncu_hf.data.files import Location, fingerprint_files, fingerprint_text, local_files
 from ncu_hf.data.records import Skipped
 from ncu_hf.data.shards.base import Shard
 from ncu_hf.data.shards.parquet_shards import ParquetShard
@@ -39,11 +39,11 @@ def stream_files(
     """
     problems: list[Skipped] = []
     if kind == "webdataset":
-        shards: list[Shard] = _tar_shards([LocalFile(path) for path in paths], stored)
+        shards: list[Shard] = _tar_shards(local_files(paths), stored)
     else:
         shards = _local_parquet(paths, stored, problems)
     # A sample of every one of thousands of files would take minutes on a network file system.
-    sizes = [f"{path.name} {path.stat().st_size}" for path in paths]
+    sizes = [f"{file.name} {file.size}" for file in local_files(paths)]
     source = StreamSource(
         shards,
         name=name,
@@ -99,11 +99,12 @@ def _local_parquet(paths: list[Path], stored: Stored, problems: list[Skipped]) -
     """Shards of known length, from the footers; a file without one has no rows."""
     columns: Columns | None = None
     rows = []
-    for path in paths:
+    files = local_files(paths)
+    for path, file in zip(paths, files, strict=True):
         try:
             footer = pq.read_metadata(path)
         except (pa.ArrowException, OSError):
-            problems.append(Skipped("", path.name, "damaged_file"))
+            problems.append(Skipped("", file.name, "damaged_file"))
             rows.append(0)
             continue
         columns = columns or stored.columns(str(path), footer.schema.to_arrow_schema().names)
@@ -113,7 +114,7 @@ def _local_parquet(paths: list[Path], stored: Stored, problems: list[Skipped]) -
     if not any(rows):
         raise InputError(f"{paths[0]}: the data is empty (0 rows).")
     root = stored.image_root or paths[0].parent
-    return [ParquetShard(LocalFile(path), columns, root, count) for path, count in zip(paths, rows, strict=True)]
+    return [ParquetShard(file, columns, root, count) for file, count in zip(files, rows, strict=True)]
 
 
 def _table_shards(data: RemoteData, stored: Stored) -> list[Shard]:

@@ -137,7 +137,7 @@ def _parts(source: StreamSource, subset: Subset, rows: list[float], wanted: floa
         if left <= 0 or (parts and not known and left <= _TOLERANCE * wanted):
             break
         if rows[shard] - left > (0 if known else _TOLERANCE * wanted):
-            length = source.shards[shard].count(BEGINNING)
+            length = source.shards[shard].count(BEGINNING, source.problems)
             stop = min(max(round(left), 1), length)
             parts.append((shard, 0, stop))
             break

@@ -16,6 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ncu_hf.data.collator import PairCollator
 from ncu_hf.data.loader.pair_loader import PairLoader
+from ncu_hf.data.loader.split import sealed
 from ncu_hf.data.records import PairSource, Record
 from ncu_hf.data.transforms import ImageTransform
 from ncu_hf.errors import InputError
@@ -69,7 +70,7 @@ def take(source, collator, batches: int, **options) -> list[dict]:
 def at(source, batch: int) -> dict:
     """The position before global batch `batch` of `take`'s loader."""
     epoch, place = divmod(batch, len(source) // 6)
-    return {"fingerprint": source.fingerprint, "seed": 5, "epoch": epoch, "position": 6 * place}
+    return sealed({"fingerprint": source.fingerprint, "seed": 5, "epoch": epoch, "position": 6 * place})
 
 
 def check_same(first: dict, second: dict) -> None:

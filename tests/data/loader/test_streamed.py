@@ -35,7 +35,9 @@ class MemoryShard(Shard):
         if self.cut is not None:
             problems.append(Skipped("", self.name, "truncated_archive"))
 
-    def count(self, start: Entry) -> int:
+    def count(self, start: Entry, problems: list[Skipped]) -> int:
+        if self.cut is not None:
+            problems.append(Skipped("", self.name, "truncated_archive"))
         return self.length
 
     def estimate_rows(self) -> float | None:
@@ -306,3 +308,32 @@ def test_indexable_sources_are_elastic_too():
     merged = [key for step in zip(*first, strict=True) for batch in step for key in batch["keys"]]
     merged += [key for step in zip(*rest, strict=True) for batch in step for key in batch["keys"]]
     assert merged == order[:48]
+
+
+@pytest.mark.parametrize("guess", [7, 50])
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_cut_shard_is_always_told(guess, world, monkeypatch):
+    """Whether it is met by a reader, over several blocks, or only by the count of what nobody has read."""
+    monkeypatch.setattr(reader, "BLOCK_ROWS", 4)
+    for cut in (0, 3, 17):
+        source = MemoryStream([20, 20, 20], known=False, guess=guess)
+        source.shards[1].length = source.shards[1].cut = cut
+        ranks, state = consume(source, world, epochs=1)
+        told = [tuple(p) for batches in ranks for batch in batches for p in batch["problems"]]
+        assert set(told + [tuple(p) for p in state["problems"]]) == {("", "s1", "truncated_archive")}
+
+
+@pytest.mark.parametrize("source", [MemoryStream([10, 10]), MemorySource(20)])
+def test_a_position_that_was_edited_is_refused(source):
+    _, state = consume(source, stop=2)
+    consume(source, state=state, stop=1)
+    for edited in ({**state, "epoch": -1}, {name: state[name] for name in ("fingerprint", "seed")}):
+        with pytest.raises(InputError, match="position is damaged"):
+            consume(source, state=edited, stop=1)
+
+
+@pytest.mark.parametrize("source", [MemoryStream([10, 10]), MemorySource(20)])
+def test_epochs_that_are_over_give_nothing(source):
+    _, state = consume(source, stop=25)  # of 10 steps an epoch
+    assert consume(source, state=state, epochs=1)[0] == [[]]
+    assert len(consume(source, state=state, epochs=3)[0][0]) == 5

@@ -356,6 +356,14 @@ def test_a_relative_redirect_keeps_the_token(served, faulty_server, content):
     assert [request.headers["Authorization"] for request in faulty_server.requests] == ["Bearer hf_x"] * 2
 
 
+def test_a_circle_of_redirects_is_refused_at_once(served, faulty_server, quick_retries):
+    file = served(faulty_server.Fault(status=302, headers={"Location": faulty_server.url("file.bin")}, forever=True))
+    faulty_server.faults["file.bin"] = [faulty_server.Fault(status=302, headers={"Location": file.url}, forever=True)]
+    with pytest.raises(InputError, match="circle"):
+        file.open().read()
+    assert quick_retries.waits == []
+
+
 def test_retries_are_logged_seldom_and_without_secrets(served, faulty_server, content, quick_retries, caplog):
     file = served(*[faulty_server.Fault(status=500)] * 12, query="?sig=abc", timeout=1000)
     with caplog.at_level(logging.INFO):

@@ -97,7 +97,7 @@ def test_reading_from_any_row_gives_the_tail(group):
         entry = everything[i].following
         assert entry == (i + 1, 0)
         assert list(opened.read(entry, i + 1, [])) == everything[i + 1 :]
-        assert opened.count(entry) == 150
+        assert opened.count(entry, []) == 150
     assert opened.estimate_rows() == 150 and opened.rows is None
 
 
@@ -109,13 +109,13 @@ def test_row_groups_before_the_first_row_are_not_read():
     ranges = sorted(opened.location.handles[-1].ranges[2:])  # behind the footer
     assert ranges[0][0] >= group.column(0).dictionary_page_offset
     assert sum(end - begin for begin, end in ranges) < len(data) / 2
-    opened.count(BEGIN)
+    opened.count(BEGIN, [])
     assert sum(end - begin for begin, end in opened.location.handles[-1].ranges) < 70_000
 
 
 def test_known_rows_open_nothing():
     opened = ParquetShard(Memory(b""), PAIRS, rows=7)
-    assert (opened.count(BEGIN), opened.estimate_rows(), opened.location.handles) == (7, 7, [])
+    assert (opened.count(BEGIN, []), opened.estimate_rows(), opened.location.handles) == (7, 7, [])
 
 
 def test_rows_of_the_datasets_writer(tmp_path, png):
@@ -186,7 +186,7 @@ def test_paths_are_taken_from_the_root():
 def test_a_changed_schema_is_a_fault_of_every_row(columns):
     opened, problems = shard(stored(pa.table(columns), row_group_size=2)), []
     found = rows(opened, problems=problems)
-    assert faults(found) == ["schema_changed"] * 3 and problems == [] and opened.count(BEGIN) == 3
+    assert faults(found) == ["schema_changed"] * 3 and problems == [] and opened.count(BEGIN, []) == 3
     assert [row.record.key for row in found] == [f"a.parquet:{i}" for i in range(3)]
     assert rows(opened, 2) == found[2:]
 
@@ -240,7 +240,7 @@ def test_a_corrupt_page_costs_the_rest_of_its_row_group(column, options, share):
     opened, problems = shard(damage(whole, 1, column, share)), []
     found = rows(opened, problems=problems)
     assert faults(found) == [None] * 30 + ["corrupt_page"] * 30 + [None] * 30 and problems == []
-    assert [row.number for row in found] == list(range(90)) and opened.count(BEGIN) == 90
+    assert [row.number for row in found] == list(range(90)) and opened.count(BEGIN, []) == 90
     assert found[:30] + found[60:] == rows(shard(whole))[:30] + rows(shard(whole))[60:]
     assert found[45].record.key == "a.parquet:45" and found[45].record.image is None
     for first in (10, 40, 60, 75):
@@ -279,7 +279,7 @@ def test_a_file_that_is_none_has_no_rows():
     for broken in (b"", b"hello" * 100, data[:-1], data[:1000], data[:-200] + bytes(192) + data[-8:]):
         opened, problems = shard(broken), []
         assert rows(opened, problems=problems) == [] and problems == [("", "a.parquet", "damaged_file")]
-        assert opened.count(BEGIN) == 0
+        assert opened.count(BEGIN, []) == 0
 
 
 def test_damaged_footers_are_never_errors():
@@ -292,7 +292,7 @@ def test_damaged_footers_are_never_errors():
         opened, problems = shard(bytes(broken)), []
         found = rows(opened, problems=problems)
         assert [row.number for row in found] == list(range(20)) or (found == [] and problems)
-        assert len(found) == opened.count(BEGIN)
+        assert len(found) == opened.count(BEGIN, [])
         damaged += bool(problems)
     assert damaged > 10
 
@@ -313,7 +313,7 @@ def test_errors_of_the_network_come_through(error):
             rows(opened, problems=problems)
     assert problems == []
     with pytest.raises(type(error), match="no answer"):
-        ParquetShard(Memory(data, error=error), PAIRS).count(BEGIN)
+        ParquetShard(Memory(data, error=error), PAIRS).count(BEGIN, [])
 
 
 def shard_reads(data: bytes) -> list[tuple[int, int]]:

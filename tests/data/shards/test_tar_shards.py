@@ -104,8 +104,8 @@ def test_reading_from_any_sample_gives_the_tail(format, prefix, known):
         assert rows(opened, row.following, i + 1) == everything[i + 1 :]
         assert rows(opened, row.following, i + 3) == everything[i + 3 :]
         assert rows(opened, BEGIN, i) == everything[i:]
-        assert opened.count(row.following) == 7
-    assert opened.count(BEGIN) == 7 and opened.estimate_rows() == (7 if known else None)
+        assert opened.count(row.following, []) == 7
+    assert opened.count(BEGIN, []) == 7 and opened.estimate_rows() == (7 if known else None)
     assert opened.rows is None and opened.name == "a.tar"
 
 
@@ -121,7 +121,7 @@ def test_payloads_of_skipped_rows_are_not_read(known):
     opened = shard(tar(webdataset(12)), known=known)
     assert [row.number for row in rows(opened, first=9)] == [9, 10, 11]
     read = opened.location.handles[-1].ranges
-    opened.count(BEGIN)
+    opened.count(BEGIN, [])
     counted = opened.location.handles[-1].ranges
     everything = rows(opened)
     for ranges, stop in ((read, everything[8].following.offset), (counted, everything[11].following.offset)):
@@ -192,10 +192,10 @@ def test_a_cut_at_any_byte_leaves_a_prefix_of_whole_samples(known):
         assert [(row.number, row.record) for row in found] == whole[: sum(end <= cut for end in ends)], cut
         assert problems == ([("", "a.tar", "truncated_archive")] if cut < 7680 + 512 else []), cut
         if cut % 40 == 0:
-            assert opened.count(BEGIN) == len(found)
+            assert opened.count(BEGIN, []) == len(found)
             for row in found:
                 assert rows(opened, row.following, row.number + 1) == found[row.number + 1 :]
-                assert opened.count(row.following) == len(found)
+                assert opened.count(row.following, []) == len(found)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -210,7 +210,7 @@ def test_flipped_bytes_are_faults_and_never_errors(format):
         opened, problems = shard(bytes(broken), known=trial % 2 == 0), []
         found = rows(opened, problems=problems)
         assert [row.number for row in found] == list(range(len(found)))
-        assert opened.count(BEGIN) == len(found)
+        assert opened.count(BEGIN, []) == len(found)
         assert {problem.reason for problem in problems} <= {"damaged_archive", "truncated_archive"}
         assert len(problems) == 1 or len(found) >= 4
         damaged += bool(problems)
@@ -257,7 +257,7 @@ def pax_header(kind: bytes, **fields: str) -> bytes:
 def test_hostile_headers_end_the_archive_there(hostile, known):
     before = tar(webdataset(2))[: 2 * 3 * 1024 + 2 * 512]
     opened, problems = shard(before + hostile + tar(webdataset(1)), known=known), []
-    assert opened.count(BEGIN) == len(rows(opened, problems=problems)) == 2
+    assert opened.count(BEGIN, []) == len(rows(opened, problems=problems)) == 2
     assert len(problems) == 1 and problems[0].reason in ("damaged_archive", "truncated_archive")
 
 
@@ -290,7 +290,7 @@ def test_what_follows_the_end_is_not_lost_silently():
 def test_an_empty_tar_has_no_rows():
     problems = []
     opened = shard(tar([]))
-    assert rows(opened, problems=problems) == [] and opened.count(BEGIN) == 0 and opened.estimate_rows() == 0
+    assert rows(opened, problems=problems) == [] and opened.count(BEGIN, []) == 0 and opened.estimate_rows() == 0
     assert problems == []
     assert rows(shard(b""), problems=problems) == [] and problems == [("", "a.tar", "truncated_archive")]
 

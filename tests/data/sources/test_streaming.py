@@ -301,7 +301,7 @@ def test_what_only_datasets_reads(hub):
     found = list(shard.read(Entry(100), 130, source.problems))
     assert [row.number for row in found] == list(range(130, 150)) and found[0].following == Entry(131)
     assert found[0].record.image == "/images/130.png" and found[0].record.caption == "caption 130"
-    assert shard.count(Entry()) == 150 and shard.estimate_rows() is None and not source.problems
+    assert shard.count(Entry(), []) == 150 and shard.estimate_rows() is None and not source.problems
 
 
 def test_a_private_set_needs_the_token(hub, png, monkeypatch, caplog):
@@ -430,3 +430,16 @@ def test_the_length_of_a_stream(tmp_path):
     assert mixed.estimated_rows(0) == 7 and mixed.rows == mixed.expected_rows == 9
     with pytest.raises(InputError, match="--tokenizer"):
         mixed.captions()
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path, png):
+    for number, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        table = pa.table({"image": [png(number)] * 2, "caption": ["a dog"] * 2})
+        pq.write_table(table, tmp_path / folder / "part.parquet")
+    columns = {"image_column": "image", "caption_column": "caption"}
+    source = open_pairs(str(tmp_path), **columns, streaming=True)
+    keys = [row.record.key for shard in source.shards for row in shard.read(Entry(), 0, [])]
+    assert keys == ["a/part.parquet:0", "a/part.parquet:1", "b/part.parquet:0", "b/part.parquet:1"]
+    source = open_pairs(str(tmp_path / "a"), **columns, streaming=True)
+    assert [shard.name for shard in source.shards] == ["part.parquet"]
