@@ -115,7 +115,7 @@ def test_flags(changes, named, refused):
 
 
 def test_data_smaller_than_a_batch(refused):
-    assert_names(refused(global_batch_size=128), "96 records", "128")
+    assert_names(refused(global_batch_size=128), "96 record(s)", "128")
     assert_names(refused(train_limit=7), "7 record(s)", "16")
 
 

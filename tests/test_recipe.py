@@ -70,10 +70,11 @@ def test_layout(finished, clip_folder, tmp_path):
     assert names("plots") == {"losses.png", "similarities.png"}
     assert names("negative_prompt") == {"config.json", "model.safetensors"}
     assert names("phases") == {"negative_prompt", "unlearning"}
-    state = {"optimizer.json", "optimizer.safetensors", "scheduler.json", "trainer_state.json", "data_health.json"}
+    state = {"optimizer.json", "optimizer.safetensors", "scheduler.json", "trainer_state.json"}
+    state |= {"data_health.json", "data_state.json"}
     for phase in names("phases"):
         assert names("phases", phase) == {"checkpoint-4", "checkpoint-6", "final"}
-        assert names("phases", phase, "final") == model | {"phase.json"}
+        assert names("phases", phase, "final") == model | {"phase.json", "data_state.json"}
         assert names("phases", phase, "checkpoint-4") == model | state
 
 
@@ -295,7 +296,7 @@ def test_too_many_unreadable_images(recipe, scenes, tmp_path, monkeypatch, capfd
 
 def test_two_processes_give_the_result_of_one(recipe, scenes, clip_folder, tmp_path, launch, command, distance):
     """The second process cannot use a single record of its part of the second batch, and still takes part."""
-    second = epoch_order(96, seed=42, epoch=0, shuffle=True)[16 + 8 : 16 + 16].tolist()
+    second = epoch_order(96, seed=42, epoch=0)[16 + 8 : 16 + 16].tolist()
     path = with_unreadable_images(scenes, second, tmp_path)
     changes = {
         "train_data": path,

@@ -55,6 +55,7 @@ def main() -> None:
             settings,
             objective,
             run.loader,
+            None,
             run.batches_per_epoch(),
             reference.processor,
             DataHealth(),
