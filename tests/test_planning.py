@@ -331,12 +331,6 @@ def test_a_subset_is_told(plan_of):
     assert "5,000 pairs, chosen by seed 0\n" in printed and "2 of 9 shards, " in printed
 
 
-def test_readers_of_a_stream(prepare):
-    assert plan_data(prepare(stream([50] * 5), dataloader_num_workers=3)).readers == 3
-    assert plan_data(prepare(stream([50] * 2), dataloader_num_workers=3)).readers == 2
-    assert plan_data(prepare(stream([50] * 2), dataloader_num_workers=0)).readers == 1
-
-
 @pytest.mark.parametrize(
     ("shards", "processes", "readers", "told"),
     [

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ncu_hf.data.files import Location
 from ncu_hf.data.records import Record, Skipped
 
 
@@ -66,3 +67,25 @@ class Shard(ABC):
     @abstractmethod
     def estimate_rows(self) -> float | None:
         """About how many rows the shard has, from its beginning alone; `None` where that tells nothing."""
+
+
+class FileShard(Shard):
+    """A shard that is one file.
+
+    Args:
+        location (`Location`): The file.
+        rows (`int`, *optional*): Number of rows, if it is known.
+    """
+
+    def __init__(self, location: Location, rows: int | None):
+        self.location, self.rows = location, rows
+
+    @property
+    def name(self) -> str:
+        """`str`: Name of the file."""
+        return self.location.name
+
+    @property
+    def size(self) -> int | None:
+        """`int`, *optional*: Bytes of the file."""
+        return self.location.size

@@ -13,7 +13,7 @@ import pyarrow.types as types
 
 from ncu_hf.data.files import Location
 from ncu_hf.data.records import Record, Skipped
-from ncu_hf.data.shards.base import BEGINNING, Entry, Shard, StoredRow
+from ncu_hf.data.shards.base import BEGINNING, Entry, FileShard, StoredRow
 from ncu_hf.data.sources.tables import Columns
 from ncu_hf.errors import InputError, TrainingStopped
 
@@ -27,7 +27,7 @@ _DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError)
 _OF_HANDLE = (InputError, TrainingStopped)
 
 
-class ParquetShard(Shard):
+class ParquetShard(FileShard):
     """One parquet file. Reading starts at the row group of the first row; an `Entry` holds no offset.
 
     Args:
@@ -39,17 +39,8 @@ class ParquetShard(Shard):
     """
 
     def __init__(self, location: Location, columns: Columns, image_root: Path | None = None, rows: int | None = None):
-        self.location, self.columns, self.image_root, self.rows = location, columns, image_root, rows
-
-    @property
-    def name(self) -> str:
-        """`str`: Name of the file."""
-        return self.location.name
-
-    @property
-    def size(self) -> int | None:
-        """`int`, *optional*: Bytes of the file."""
-        return self.location.size
+        super().__init__(location, rows)
+        self.columns, self.image_root = columns, image_root
 
     def read(self, start: Entry, first: int, problems: list[Skipped]) -> Iterator[StoredRow]:
         with self.location.open() as handle:

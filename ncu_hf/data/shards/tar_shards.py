@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ncu_hf.data.decoding import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES
 from ncu_hf.data.files import Location
 from ncu_hf.data.records import Record, Skipped
-from ncu_hf.data.shards.base import BEGINNING, Entry, Shard, StoredRow
+from ncu_hf.data.shards.base import BEGINNING, Entry, FileShard, StoredRow
 from ncu_hf.data.shards.tar_headers import scan_tar
 from ncu_hf.data.shards.tar_samples import Sample, TarLayout, json_fields
 from ncu_hf.data.sources.tables import MISMATCHED_COLUMN, parse_truth
@@ -15,7 +15,7 @@ from ncu_hf.data.sources.tables import MISMATCHED_COLUMN, parse_truth
 _SAMPLES_OF_ESTIMATE = 64
 
 
-class TarShard(Shard):
+class TarShard(FileShard):
     """One tar. Its rows are its samples, usable or not; an `Entry` holds the offset of a sample's first header.
 
     Args:
@@ -26,17 +26,8 @@ class TarShard(Shard):
     """
 
     def __init__(self, location: Location, layout: TarLayout, rows: int | None = None):
-        self.location, self.layout, self.rows = location, layout, rows
-
-    @property
-    def name(self) -> str:
-        """`str`: Name of the file."""
-        return self.location.name
-
-    @property
-    def size(self) -> int | None:
-        """`int`, *optional*: Bytes of the file."""
-        return self.location.size
+        super().__init__(location, rows)
+        self.layout = layout
 
     def read(self, start: Entry, first: int, problems: list[Skipped]) -> Iterator[StoredRow]:
         number = start.row

@@ -337,3 +337,12 @@ def test_epochs_that_are_over_give_nothing(source):
     _, state = consume(source, stop=25)  # of 10 steps an epoch
     assert consume(source, state=state, epochs=1)[0] == [[]]
     assert len(consume(source, state=state, epochs=3)[0][0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("shards", "world", "workers", "readers"), [(5, 1, 3, 3), (2, 1, 3, 2), (2, 4, 3, 1), (2, 1, 0, 1)]
+)
+def test_a_process_has_no_more_readers_than_shards(shards, world, workers, readers):
+    source = MemoryStream([50] * shards, known=True)
+    options = {"batch_size": 2, "rank": 0, "world_size": world, "seed": 0, "num_workers": workers}
+    assert PairLoader(source, collate, **options).readers == readers
