@@ -13,6 +13,7 @@ import zlib
 from io import BytesIO
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, features
@@ -310,10 +311,12 @@ def test_every_marker_of_a_jpeg_can_be_wrong():
 def test_broken_index_of_a_multi_picture_file():
     data = frames("MPO")
     start = data.index(b"MPF\0")
+    # Before its release 13, Pillow gives up on some of them.
+    expected = ("usable",) if int(PIL.__version__.partition(".")[0]) >= 13 else ("usable", "undecodable")
     for offset in range(4, 80):
         for value in (0, 255):
             damaged = data[: start + offset] + bytes([value]) + data[start + offset + 1 :]
-            assert either(damaged, (8, 8)) == "usable", offset
+            assert either(damaged, (8, 8)) in expected, offset
 
 
 def test_tags_of_a_tiff_can_be_wrong():
