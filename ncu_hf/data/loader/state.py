@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,15 +116,19 @@ class StreamState:
             return None
         return sum(segment.count(float) for segment in segments)
 
-    def estimate(self, source: StreamSource, shard: int) -> float:
+    def estimator(self, source: StreamSource) -> Callable[[int], float]:
         """Rows of a shard: as known, else as its size lets expect from those that are known."""
-        if shard in self.lengths:
-            return self.lengths[shard]
-        sized = [i for i in self.lengths if source.shards[i].size]
-        if not sized or not source.shards[shard].size:
-            return source.estimated_rows(shard)
-        rows, size = sum(self.lengths[i] for i in sized), sum(source.shards[i].size for i in sized)
-        return source.shards[shard].size * rows / size
+        sizes = {i: source.shards[i].size for i in self.lengths}
+        sized = sum(size for size in sizes.values() if size)
+        rows = sum(self.lengths[i] for i, size in sizes.items() if size)
+
+        def estimate(shard: int) -> float:
+            if shard in self.lengths:
+                return self.lengths[shard]
+            size = source.shards[shard].size
+            return size * rows / sized if size and sized else source.estimated_rows(shard)
+
+        return estimate
 
     def rest(self) -> list[Segment]:
         """What is left of the epoch."""
@@ -165,7 +169,8 @@ def plan_round(
     """
     segments = [segments[i] for i in segment_order(len(segments), state.seed, state.epoch, number)]
     exact = all(is_exact(segment, state.lengths) for segment in segments)
-    rows = [max(segment.count(lambda shard: state.estimate(source, shard)), 1) for segment in segments]
+    estimate = state.estimator(source)
+    rows = [max(segment.count(estimate), 1) for segment in segments]
     steps = sum(rows) // split.global_batch
     shape = layout(split)
     shares, spare = deal(segments, rows, reader_needs(steps, *shape))

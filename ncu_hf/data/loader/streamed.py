@@ -82,11 +82,7 @@ class StreamedBatches:
 
     def _batches(self, current: Round) -> Iterator[dict[str, Any]]:
         """The rest of a round."""
-        received = (
-            None
-            if current.steps == current.done
-            else in_workers(partial(self._make, current.done), self._split.workers)
-        )
+        received = in_workers(partial(self._make, current.done), self._split.workers)  # starts with its first item
         mine = current.readers_of(self._split.rank)
         while current.steps is None or current.done < current.steps:
             batch, cursor, news = next(received)
