@@ -28,7 +28,7 @@ ALLOWED = {
     "step": {"distributed", "modeling"},
     "parameters": {"adapters", "config", "modeling", "objectives"},
     "data": set(),
-    "evaluation": {"selection"},
+    "evaluation": {"data", "distributed", "selection"},
     "reporting": {"data", "evaluation", "selection"},
     "reference": set(),
     "opening": {"config", "data", "distributed"},
