@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -50,6 +52,21 @@ class CountEpochs(TrainerCallback):
                 control.should_save |= args.save_strategy == SaveStrategy.EPOCH
                 control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
         return control
+
+
+class WriteCard(TrainerCallback):
+    """Puts the model card into every checkpoint.
+
+    Args:
+        write (`Callable[[Path, TrainerState], None]`): Writes the card of the model at this state into a folder.
+    """
+
+    def __init__(self, write: Callable[[Path, TrainerState], None]):
+        self.write = write
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if state.is_world_process_zero:
+            self.write(Path(args.output_dir) / f"checkpoint-{state.global_step}", state)
 
 
 class PlainLog(TrainerCallback):

@@ -74,6 +74,13 @@ class DataArguments:
             "split is downloaded."
         },
     )
+    eval_sets: str | None = field(
+        default=None,
+        metadata={
+            "help": "Further sets to measure on before and after, separated by commas: suites (paper, retrieval), "
+            "names (cifar10), Hub ids (clip-benchmark/wds_...), or paths (labels.csv with classes.json, ...)."
+        },
+    )
     data_format: str | None = field(
         default=None, metadata={"help": "csv, parquet, webdataset, folder or hub; guessed from the name if not given."}
     )
@@ -161,7 +168,14 @@ class DataArguments:
 class MethodArguments:
     """What is minimised. Defaults: paper, section 4 and 5.1, and the released code where the paper is silent."""
 
-    method: str = field(default="ncu", metadata={"help": "ncu, or clip (symmetric InfoNCE)."})
+    method: str = field(
+        default="ncu",
+        metadata={
+            "help": "ncu; for comparison clip (symmetric InfoNCE), clip_retained, gradient_ascent or softclip; ncu "
+            "with a part replaced, as in the paper's V1 to V4: ncu_text_negation, ncu_max_distance, "
+            "ncu_false_negatives_only or ncu_false_positives_only."
+        },
+    )
     formulation: str = field(
         default="released", metadata={"help": "released (the authors' code) or paper (the printed equations)."}
     )
@@ -180,15 +194,26 @@ class MethodArguments:
     freeze_token_embedding: bool = field(
         default=True, metadata={"help": "Freeze the token embedding in phase 2 (meant by the released code)."}
     )
+    label_smoothing: float = field(
+        default=0.1, metadata={"help": "Of gradient_ascent: label smoothing on the retained pairs (Szegedy et al.)."}
+    )
+    soft_weight: float = field(
+        default=0.5, metadata={"help": "Of softclip: share of the self-similarity in the targets (own choice)."}
+    )
+    soft_temperature: float = field(
+        default=0.07, metadata={"help": "Of softclip: temperature of the self-similarity (CLIP's initial 0.07)."}
+    )
 
     def __post_init__(self):
         one_of("--formulation", self.formulation, FORMULATIONS)
         if not 0 <= self.forget_ratio < 1:
             raise InputError(f"--forget_ratio is a share in [0, 1), got {self.forget_ratio}.")
-        if not 0 <= self.plan_weight <= 1:
-            raise InputError(f"--plan_weight is a share between 0 and 1, got {self.plan_weight}.")
-        if not self.entropy > 0:
-            raise InputError(f"--entropy must be positive, got {self.entropy}.")
+        for name in ("plan_weight", "label_smoothing", "soft_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name} is a share between 0 and 1, got {getattr(self, name)}.")
+        for name in ("entropy", "soft_temperature"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name} must be positive, got {getattr(self, name)}.")
         if not -1 <= self.margin_low <= self.margin_high <= 1:
             raise InputError(
                 f"--margin_low and --margin_high are cosines in order, got {self.margin_low} and {self.margin_high}."
@@ -268,6 +293,11 @@ class NCUTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "true: go on where the run in --output_dir stopped, in whichever phase."}
     )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the published model, by the Hub's identifier (mit, cc-by-4.0, ...)."},
+    )
+    language: str | None = field(default=None, metadata={"help": "Language of the captions, for the card (en, ...)."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete what an earlier run left in --output_dir."}
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import tempfile
 import time
@@ -14,14 +15,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from ncu_hf.assessment import EvaluationPairs
 from ncu_hf.checkpoint import write_atomically
 from ncu_hf.cli import Arguments, parse_arguments, run_main
 from ncu_hf.config import MethodArguments, ModelArguments
 from ncu_hf.data.scenes import ATTRIBUTES, write_scenes
 from ncu_hf.distributed import barrier, gather_json
 from ncu_hf.errors import InputError
-from ncu_hf.evaluation import ZeroShotSet
+from ncu_hf.evaluation import CaptionedSet, LabelledSet
 from ncu_hf.recipe import run, set_up_logging
 from ncu_hf.workspace import resuming
 
@@ -115,16 +115,20 @@ def _plan(arguments: Arguments, scenes: SceneArguments) -> dict[str, Any]:
     return {}
 
 
-def attribute_sets(path: Path, pairs: EvaluationPairs) -> dict[str, ZeroShotSet]:
+def attribute_sets(path: Path, pairs: CaptionedSet) -> list[LabelledSet]:
     """Zero-shot classifications of the scenes in the file `path`: one for each attribute."""
     columns = pq.read_table(path, columns=["key", *ATTRIBUTES]).to_pydict()
     row = {key: index for index, key in enumerate(columns["key"])}
-    return {
-        name: ZeroShotSet(
-            torch.tensor([classes.index(columns[name][row[key]]) for key in pairs.keys]), classes, templates
+    return [
+        LabelledSet(
+            origin=dataclasses.replace(pairs.origin, name=name),
+            images=pairs.images,
+            labels=torch.tensor([classes.index(columns[name][row[key]]) for key in pairs.keys]),
+            classes=classes,
+            templates=templates,
         )
         for name, (classes, templates) in ATTRIBUTES.items()
-    }
+    ]
 
 
 def print_once(arguments: Arguments, line: str) -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_BROADCAST_ROWS = 65_536
+
 
 def world() -> tuple[int, int]:
     """(rank, number of processes); (0, 1) without a process group."""
@@ -61,6 +63,26 @@ def gather_json(value: object, device: torch.device) -> list:
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
     sizes = gather_sizes(data.shape[0], device)
     return [json.loads(bytes(part.tolist())) for part in gather_rows(data, sizes).split(sizes)]
+
+
+def broadcast_json(value: object, device: torch.device) -> object:
+    """The first process' JSON-able value, on every process."""
+    return gather_json(value if world()[0] == 0 else None, device)[0]
+
+
+def broadcast_tensor(value: Tensor | None, shape: list[int], device: torch.device) -> Tensor:
+    """The first process' float32 tensor of this shape, on every process, in the memory of the CPU.
+
+    `device` is that of the collective. Rows go one block at a time, so that the device need not hold all of them.
+    """
+    if world()[1] == 1:
+        return value
+    found = torch.empty(shape) if value is None else value
+    for block in found.split(_BROADCAST_ROWS):
+        sent = block.to(device)
+        dist.broadcast(sent, src=0)
+        block.copy_(sent)
+    return found
 
 
 @contextmanager

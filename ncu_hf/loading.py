@@ -39,13 +39,13 @@ class Reference(NamedTuple):
     processor: CLIPProcessor
 
 
-def load_clip(source: str | Path, revision: str | None = None) -> CLIPModel:
-    """A `CLIPModel` in float32 from a folder or the Hub, safetensors only.
+def load_clip(source: str | Path, revision: str | None = None, *, flag: str = "--model") -> CLIPModel:
+    """A `CLIPModel` in float32 from a folder or the Hub, safetensors only. Messages name `flag`.
 
     Raises:
         InputError: nothing there, not a CLIP, no safetensors, or weights that are missing or of other shapes.
     """
-    config = _load_config(source, revision)
+    config = load_config(source, revision, flag=flag)
     # No dropout: a chunk is encoded twice and must give the same embeddings.
     config.text_config.attention_dropout = config.vision_config.attention_dropout = 0.0
     options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
@@ -54,12 +54,12 @@ def load_clip(source: str | Path, revision: str | None = None) -> CLIPModel:
         with _quiet():
             clip, report = CLIPModel.from_pretrained(source, config=config, revision=revision or "main", **options)
     except _LOAD_ERRORS as error:
-        raise InputError(f"--model {source}: its weights cannot be loaded ({one_line(error)}).") from error
+        raise InputError(f"{flag} {source}: its weights cannot be loaded ({one_line(error)}).") from error
     if report["missing_keys"]:
-        raise InputError(f"--model {source}: its weights lack {', '.join(sorted(report['missing_keys'])[:3])}, ...")
+        raise InputError(f"{flag} {source}: its weights lack {', '.join(sorted(report['missing_keys'])[:3])}, ...")
     if report["mismatched_keys"]:
         name, stored, expected = min(report["mismatched_keys"])
-        raise InputError(f"--model {source}: {name} is stored as {tuple(stored)}, its config says {tuple(expected)}.")
+        raise InputError(f"{flag} {source}: {name} is stored as {tuple(stored)}, its config says {tuple(expected)}.")
     return clip
 
 
@@ -74,7 +74,9 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
 
 
-def load_processor(source: str | Path, clip: CLIPModel, revision: str | None = None) -> CLIPProcessor:
+def load_processor(
+    source: str | Path, clip: CLIPModel, revision: str | None = None, *, flag: str = "--model"
+) -> CLIPProcessor:
     """The processor beside a model, checked against the model.
 
     Raises:
@@ -84,20 +86,20 @@ def load_processor(source: str | Path, clip: CLIPModel, revision: str | None = N
         with _quiet():
             processor = CLIPProcessor.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise InputError(f"--model {source}: no CLIPProcessor can be loaded from it ({one_line(error)}).") from error
+        raise InputError(f"{flag} {source}: no CLIPProcessor can be loaded from it ({one_line(error)}).") from error
     text, tokenizer = clip.config.text_config, processor.tokenizer
     if tokenizer.model_max_length != text.max_position_embeddings:
         raise InputError(
-            f"--model {source}: the text tower has {text.max_position_embeddings} positions, its tokenizer's "
+            f"{flag} {source}: the text tower has {text.max_position_embeddings} positions, its tokenizer's "
             f"model_max_length is {tokenizer.model_max_length}; save the tokenizer with the model's length."
         )
     if len(tokenizer) > text.vocab_size:
         raise InputError(
-            f"--model {source}: the tokenizer has {len(tokenizer)} tokens, the text tower embeds {text.vocab_size}."
+            f"{flag} {source}: the tokenizer has {len(tokenizer)} tokens, the text tower embeds {text.vocab_size}."
         )
     if text.eos_token_id not in (2, tokenizer.eos_token_id):
         raise InputError(
-            f"--model {source}: the text tower pools at token {text.eos_token_id}, the tokenizer ends captions with "
+            f"{flag} {source}: the text tower pools at token {text.eos_token_id}, the tokenizer ends captions with "
             f"{tokenizer.eos_token_id}."
         )
     return processor
@@ -173,13 +175,18 @@ def make_prompt(arguments: ModelArguments, clip: CLIPModel) -> NegativePrompt:
         raise InputError(f"--negative_prompt {source}: cannot be loaded ({one_line(error)}).") from error
 
 
-def _load_config(source: str | Path, revision: str | None) -> CLIPConfig:
+def load_config(source: str | Path, revision: str | None = None, *, flag: str = "--model") -> CLIPConfig:
+    """Configuration of a CLIP: the cheapest way to find out whether there is one.
+
+    Raises:
+        InputError: nothing there, or not a CLIP.
+    """
     try:
         with _quiet():
             # Without a word on remote code, a repository that brings some makes transformers ask whether to run it.
             config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise InputError(f"--model {source}: no model there, in a folder or on the Hub ({one_line(error)}).") from error
+        raise InputError(f"{flag} {source}: no model there, in a folder or on the Hub ({one_line(error)}).") from error
     if config.model_type != "clip":
-        raise InputError(f"--model {source}: is a {config.model_type!r} model; a CLIPModel ('clip') is needed.")
+        raise InputError(f"{flag} {source}: is a {config.model_type!r} model; a CLIPModel ('clip') is needed.")
     return config

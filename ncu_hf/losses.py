@@ -11,20 +11,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor) -> Tensor:
+def contrastive_loss(
+    image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
     """Symmetric InfoNCE: the mean of the image-to-text and the text-to-image cross entropy.
 
-    This is eq. 1 of the NCU paper up to the factor 1/2 that CLIP and `CLIPModel(return_loss=True)` have.
+    This is eq. 1 of the NCU paper up to the factor 1/2 that CLIP and `CLIPModel(return_loss=True)` have. Label
+    smoothing σ spreads that share of each target evenly over all N samples (Szegedy et al. 2016, arXiv:1512.00567).
     """
     logits = log_scale.exp() * (image_embeds @ text_embeds.T)
     target = torch.arange(logits.shape[0], device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    rows, columns = (F.cross_entropy(x, target, label_smoothing=label_smoothing) for x in (logits, logits.T))
+    return (rows + columns) / 2
 
 
 def separation_loss(text_embeds: Tensor, negative_embeds: Tensor, margin_low: float, margin_high: float) -> Tensor:
     """L_sep (eq. 3): mean hinge that holds ⟨t_i, n_i⟩ inside [margin_low, margin_high]."""
     similarity = (text_embeds * negative_embeds).sum(dim=-1)
     return (F.relu(margin_low - similarity) + F.relu(similarity - margin_high)).mean()
+
+
+def distance_loss(text_embeds: Tensor, negative_embeds: Tensor) -> Tensor:
+    """Mean of 2 - ‖t_i - n_i‖₂: 0 where each negative is the opposite of its caption.
+
+    Wang et al. 2023, "CLIPN for Zero-Shot OOD Detection", arXiv:2308.12213. Where t_i = n_i the gradient is 0.
+    """
+    return (2 - torch.linalg.vector_norm(text_embeds - negative_embeds, dim=-1)).mean()
 
 
 def relation_loss(text_embeds: Tensor, negative_embeds: Tensor, formulation: str) -> Tensor:

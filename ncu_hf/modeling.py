@@ -117,18 +117,23 @@ class NCUModel(nn.Module):
     Args:
         clip (`CLIPModel`): The model to fine-tune. It stays a plain `CLIPModel`.
         negative_prompt (`NegativePrompt`, *optional*): Its width must be the text tower's hidden size. A method that
-            encodes no negative text needs none.
+            encodes no negative text, or writes its negatives out, needs none.
+        reference (`NCUModel`, *optional*): A frozen model that a method compares with. It is neither part of the
+            forward pass nor saved.
 
     Raises:
         InputError: if the prompt's width is not the text tower's, or start + prompt + one token + end do not fit.
     """
 
-    def __init__(self, clip: CLIPModel, negative_prompt: NegativePrompt | None = None):
+    def __init__(
+        self, clip: CLIPModel, negative_prompt: NegativePrompt | None = None, reference: NCUModel | None = None
+    ):
         super().__init__()
         if negative_prompt is not None:
             _check_fit(negative_prompt.config, clip.config.text_config)
         self.clip = clip
         self.negative_prompt = negative_prompt
+        self.reference = reference
 
     @property
     def context_length(self) -> int:
@@ -163,7 +168,12 @@ class NCUModel(nn.Module):
         return _unit(self.clip.text_projection(pooled))
 
     def encode_negative_text(self, input_ids: Tensor) -> Tensor:
-        """(B, L) -> unit embeddings (B, D) of [start, negative prompt, caption, end]."""
+        """(B, L) -> unit embeddings (B, D) of [start, negative prompt, caption, end].
+
+        Without a prompt the negatives are written out in `input_ids`, and are texts like any other.
+        """
+        if self.negative_prompt is None:
+            return self.encode_text(input_ids)
         m = self.negative_prompt.config.length
         eos_token_id = self.clip.config.text_config.eos_token_id
         with self._prompt_in_text_tower():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,10 @@ from ncu_hf.data import PairSource, RemoteData, StreamSource, check_readable, fi
 from ncu_hf.data.files import public_address
 from ncu_hf.distributed import gather_json, local_first, world
 from ncu_hf.errors import InputError, TrainingStopped
+from ncu_hf.evaluation import EvaluationSet
+from ncu_hf.evaluation.sets.captioned import captioned_set
+from ncu_hf.evaluation.sets.open import open_suite
+from ncu_hf.reporting.results import HELD_OUT
 
 
 def open_training_pairs(
@@ -64,19 +69,31 @@ def open_training_pairs(
     return source
 
 
-def open_evaluation_pairs(data: DataArguments) -> PairSource | None:
-    """Open the pairs to evaluate on, if any are named, and read the first ones. A collective.
+def open_evaluation_sets(data: DataArguments) -> list[EvaluationSet]:
+    """Open what to measure on: the pairs of `--eval_data`, named `HELD_OUT`, and the sets of `--eval_sets`.
+
+    A collective: the first process of each machine downloads what is not there yet.
 
     Raises:
-        InputError: they cannot be read, or only as a stream.
+        InputError: one of them cannot be read, or has a name that another one has.
     """
-    if data.eval_data is None:
-        return None
+    with local_first():
+        sets: list[EvaluationSet] = []
+        if data.eval_data is not None:
+            pairs = captioned_set(_open_evaluation_pairs(data), data.eval_limit)
+            sets.append(dataclasses.replace(pairs, origin=dataclasses.replace(pairs.origin, name=HELD_OUT)))
+        if data.eval_sets is not None:
+            specs = [spec.strip() for spec in data.eval_sets.split(",") if spec.strip()]
+            stored = {name: getattr(data, name) for name in ("image_column", "caption_column", "image_root")}
+            sets += open_suite(specs, **stored)
+    return sets
+
+
+def _open_evaluation_pairs(data: DataArguments) -> PairSource:
     place = {"split": data.eval_split, "data_format": data.data_format, "streaming": False}
     if data.eval_data == data.train_data:  # a commit of one data set is none of another
         place |= {"revision": data.data_revision, "config": data.data_config}
-    with local_first():
-        source = open_pairs(data.eval_data, limit=data.eval_limit, **place, **_stored(data))
+    source = open_pairs(data.eval_data, limit=data.eval_limit, **place, **_stored(data))
     if isinstance(source, StreamSource):
         name = public_address(data.eval_data)
         raise InputError(f"--eval_data {name}: is only read as a stream. Download the files of --eval_split.")

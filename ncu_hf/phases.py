@@ -7,63 +7,23 @@ import logging
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from transformers import CLIPModel, set_seed
 
 from ncu_hf.adapters import add_adapters
+from ncu_hf.cards import write_training_card
 from ncu_hf.checkpoint import last_checkpoint, read_json
-from ncu_hf.cli import Arguments
 from ncu_hf.config import NCUTrainingArguments
-from ncu_hf.data import DataHealth, ImageTransform, PairCollator, PairLoader, PairSource, StreamSource
-from ncu_hf.distributed import gather_json, world
+from ncu_hf.data import DataHealth
 from ncu_hf.errors import InputError, one_line
-from ncu_hf.loading import Reference, load_clip, make_prompt
+from ncu_hf.loading import load_clip, make_prompt
 from ncu_hf.modeling import NCUModel, load_prompt
 from ncu_hf.objectives import Objective
+from ncu_hf.run import Run
 from ncu_hf.trainer import DATA_STATE, NCUTrainer
-from ncu_hf.workspace import Workspace, resuming
+from ncu_hf.workspace import resuming
 
 logger = logging.getLogger(__name__)
-
-
-class Run(NamedTuple):
-    """What all phases of a run share."""
-
-    arguments: Arguments
-    workspace: Workspace
-    source: PairSource | StreamSource
-    reference: Reference
-
-    def loader(self, state: dict[str, Any] | None = None) -> PairLoader:
-        """Training batches of this process, from the beginning of the data or from a saved position on."""
-        data, training, processor = self.arguments.data, self.arguments.training, self.reference.processor
-        crop = (data.crop_scale_min, 1.0)
-        collator = PairCollator(
-            processor.tokenizer,
-            ImageTransform(processor.image_processor, train=data.random_crop, crop_scale=crop),
-            context_length=self.reference.clip.config.text_config.max_position_embeddings,
-            augment_negative_captions=data.augment_negative_captions,
-        )
-        rank, processes = world()
-        return PairLoader(
-            self.source,
-            collator,
-            batch_size=training.per_device_train_batch_size,
-            rank=rank,
-            world_size=processes,
-            seed=training.seed if training.data_seed is None else training.data_seed,
-            num_workers=training.dataloader_num_workers,
-            state=state,
-            gather=partial(gather_json, device=training.device),
-        )
-
-    def batches_per_epoch(self) -> int | None:
-        """Global batches of an epoch; `None` for a stream whose length is not known."""
-        known = self.loader().batches_per_epoch
-        if known is not None or not isinstance(self.source, StreamSource) or self.source.expected_rows is None:
-            return known
-        return max(self.source.expected_rows // self.arguments.training.global_batch_size, 1)
 
 
 def phase_steps(objective: Objective, training: NCUTrainingArguments, batches_per_epoch: int | None) -> int:
@@ -159,17 +119,24 @@ def make_trainer(run: Run, objective: Objective, clip: CLIPModel, previous: Path
         run.reference.processor,
         DataHealth(run.arguments.data.max_bad_fraction, run.source.problems),
         run.arguments.model.adapted_towers,
+        partial(write_training_card, run, objective.phase),
     )
 
 
 def build_model(run: Run, objective: Objective, clip: CLIPModel, previous: Path | None) -> NCUModel:
-    """`clip` with the prompt and the adapters that a phase needs; the prompt of the phase before, if there was one."""
-    prompt, settings = None, run.arguments.model
-    if objective.needs_negative_text:
+    """`clip` with what a phase needs beside it.
+
+    The prompt comes from the phase before, if there was one. The frozen reference is always the model that the run
+    starts from: it is in no checkpoint, and a resumed run has the same.
+    """
+    prompt, reference, settings = None, None, run.arguments.model
+    if objective.needs_reference:
+        reference = NCUModel(copy.deepcopy(run.reference.clip))
+    if objective.needs_prompt:
         prompt = make_prompt(settings, clip) if previous is None else load_prompt(previous)
     if settings.adapted_towers:
         add_adapters(clip, settings.adapted_towers, settings.lora_rank, settings.lora_alpha)
-    return NCUModel(clip, prompt)
+    return NCUModel(clip, prompt, reference)
 
 
 def phase_arguments(run: Run, objective: Objective, folder: Path) -> NCUTrainingArguments:

@@ -12,25 +12,26 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ncu_hf.assessment import EvaluationPairs, collect_pairs
 from ncu_hf.cli import Arguments, parse_arguments, run_main
 from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.data import usable_captions
 from ncu_hf.distributed import barrier
-from ncu_hf.evaluation import ZeroShotSet
+from ncu_hf.evaluation import CaptionedSet, EvaluationSet, LabelledSet
 from ncu_hf.evidence import collect_evidence, summary, write_evidence
-from ncu_hf.hub import check_login, publish
 from ncu_hf.loading import load_clip, load_reference, save_initial
 from ncu_hf.modeling import PROMPT_FOLDER, NCUModel, load_prompt
 from ncu_hf.objectives import build_objectives
-from ncu_hf.opening import open_evaluation_pairs, open_training_pairs
-from ncu_hf.phases import Run, check_phase, run_phase
+from ncu_hf.opening import open_evaluation_sets, open_training_pairs
+from ncu_hf.phases import check_phase, run_phase
 from ncu_hf.planning import make_plan
+from ncu_hf.publishing import HubSettings, check_login, publish_and_verify
+from ncu_hf.reporting.results import HELD_OUT
+from ncu_hf.run import Run
 from ncu_hf.workspace import Workspace, resuming
 
 logger = logging.getLogger(__name__)
 
-ZeroShotSets = Callable[[EvaluationPairs], Mapping[str, ZeroShotSet]]
+LabelledSets = Callable[[CaptionedSet], list[LabelledSet]]
 
 
 def main(defaults: Mapping[str, Any] | None = None, description: str | None = None) -> None:
@@ -44,13 +45,13 @@ def main(defaults: Mapping[str, Any] | None = None, description: str | None = No
     run_main(parse_and_run)
 
 
-def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dict[str, Any]:
+def run(arguments: Arguments, labelled_sets: LabelledSets | None = None) -> dict[str, Any]:
     """Fine-tune (or train) one model and write it with its evidence to `--output_dir`.
 
     Args:
         arguments (`Arguments`): All settings.
-        zero_shot_sets (*optional*): Called with the evaluation pairs; returns classifications of their images to
-            measure as well, by name.
+        labelled_sets (`Callable`, *optional*): Called with the evaluation pairs; returns classifications of their
+            images to measure as well.
 
     Returns:
         `dict`: the results, as written to `results.json` (see `ncu_hf.reporting.results`); empty on all processes
@@ -67,9 +68,9 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
     if arguments.training.should_save:
         workspace.check(arguments)
         if arguments.training.push_to_hub:
-            check_login(arguments.training)
+            check_login(HubSettings.of(arguments.training))
     source = open_training_pairs(arguments.data, device, revision=workspace.data_revision(arguments))
-    eval_source = open_evaluation_pairs(arguments.data)
+    sets = open_evaluation_sets(arguments.data)
     reference = load_reference(
         arguments.model,
         partial(usable_captions, source),
@@ -85,7 +86,8 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
         if arguments.training.should_save:
             print(plan.text())
         return {}
-    pairs = None if eval_source is None else collect_pairs(eval_source, arguments.data.eval_limit)
+    if labelled_sets is not None:
+        sets += [labelled for one in sets if one.origin.name == HELD_OUT for labelled in labelled_sets(one)]
     if arguments.training.should_save:
         workspace.open(arguments, source.fingerprint, source.revision)
         if arguments.model.model is None:
@@ -95,10 +97,7 @@ def run(arguments: Arguments, zero_shot_sets: ZeroShotSets | None = None) -> dic
     outcomes: list[Path] = []
     for objective in objectives:
         outcomes.append(run_phase(prepared, objective, outcomes[-1] if outcomes else None))
-    results = {}
-    if arguments.training.should_save:
-        sets = zero_shot_sets(pairs) if zero_shot_sets and pairs else None
-        results = _finish(prepared, outcomes, pairs, sets, device)
+    results = _finish(prepared, outcomes, sets, device)
     barrier()
     return results
 
@@ -112,23 +111,20 @@ def set_up_logging(training: NCUTrainingArguments) -> None:
     training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
 
 
-def _finish(
-    run: Run,
-    outcomes: list[Path],
-    pairs: EvaluationPairs | None,
-    zero_shot: Mapping[str, ZeroShotSet] | None,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Write the result and its evidence, tell what was measured, publish."""
-    folder = run.workspace.folder
+def _finish(run: Run, outcomes: list[Path], sets: list[EvaluationSet], device: torch.device) -> dict[str, Any]:
+    """Write the result; measure it, on all processes; write the evidence, tell what was measured, publish."""
+    folder, training = run.workspace.folder, run.arguments.training
     clip = load_clip(outcomes[-1]).eval()
-    prompt = load_prompt(outcomes[-1]) if (outcomes[-1] / PROMPT_FOLDER).is_dir() else None
-    NCUModel(clip, prompt).save_pretrained(folder)
-    run.reference.processor.save_pretrained(folder)
-    evidence = collect_evidence(run, clip, outcomes, pairs, zero_shot, device)
+    if training.should_save:
+        prompt = load_prompt(outcomes[-1]) if (outcomes[-1] / PROMPT_FOLDER).is_dir() else None
+        NCUModel(clip, prompt).save_pretrained(folder)
+        run.reference.processor.save_pretrained(folder)
+    evidence = collect_evidence(run, clip, outcomes, sets, device)
+    if not training.should_save:
+        return {}
     results = write_evidence(run, evidence)
     print(summary(results, evidence.health))
     print(f"\nWritten to {folder}: the model, README.md (its card), results.json, data_health.json, plots/.")
-    if run.arguments.training.push_to_hub:
-        print(f"Published: {publish(folder, run.arguments.training)}")
+    if training.push_to_hub:
+        print(f"Published: {publish_and_verify(folder, HubSettings.of(training)).url}")
     return results

@@ -64,8 +64,7 @@ def two_stage_backward(
     single = len(chunks) == 1
     with torch.set_grad_enabled(single):
         encoded = [encode(chunk) for chunk in chunks]
-    branches = zip(*(embeddings for embeddings, _ in encoded), strict=True)
-    local = [None if parts[0] is None else torch.cat(parts).detach()[:rows] for parts in branches]
+    local = _concatenate([embeddings for embeddings, _ in encoded], rows)
     outputs, gradients, scale_gradient = _objective_gradients(objective, local, encoded[-1][1].detach(), check)
 
     _, processes = world()
@@ -84,12 +83,30 @@ def two_stage_backward(
     return outputs
 
 
+@torch.no_grad()
+def encode_globally(encode: Encode, chunks: Sequence[dict[str, Tensor]], rows: int | None = None) -> Embeddings:
+    """Embeddings of the global batch, without gradient, by a model that does not train.
+
+    Args:
+        encode (`Encode`), chunks, rows: As in [`two_stage_backward`].
+    """
+    local = _concatenate([encode(chunk)[0] for chunk in chunks], rows)
+    sizes = gather_sizes(len(local.image), local.image.device)
+    return Embeddings(*(None if own is None else gather_rows(own, sizes) for own in local))
+
+
+def _concatenate(chunks: Sequence[Embeddings], rows: int | None) -> Embeddings:
+    """The first `rows` rows of the chunks together, detached."""
+    branches = zip(*chunks, strict=True)
+    return Embeddings(*(None if parts[0] is None else torch.cat(parts).detach()[:rows] for parts in branches))
+
+
 def _objective_gradients(
-    objective: ObjectiveFunction, local: list[Tensor | None], log_scale: Tensor, check: Callable[[Tensor], None]
+    objective: ObjectiveFunction, local: Embeddings, log_scale: Tensor, check: Callable[[Tensor], None]
 ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
     """Objective on the global batch; gradients with respect to this process's rows, and to log s."""
     rank, _ = world()
-    sizes = gather_sizes(len(local[0]), local[0].device)
+    sizes = gather_sizes(len(local.image), local.image.device)
     leaves = [None if rows is None else gather_rows(rows, sizes).requires_grad_() for rows in local]
     log_scale = log_scale.clone().requires_grad_()
     with torch.enable_grad():

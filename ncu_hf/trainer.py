@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ncu_hf.adapters import has_adapters, load_adapters, plain_name, save_adapters
-from ncu_hf.callbacks import ClampLogScale, CountEpochs, PlainLog, TerminalLog
+from ncu_hf.callbacks import ClampLogScale, CountEpochs, PlainLog, TerminalLog, WriteCard
 from ncu_hf.checkpoint import (
     last_checkpoint,
     load_optimizer,
@@ -36,8 +36,9 @@ from ncu_hf.distributed import barrier, gather_json
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.modeling import NCUModel, load_prompt
 from ncu_hf.objectives import Objective
+from ncu_hf.objectives.base import ReferenceEmbeds
 from ncu_hf.parameters import freeze, parameter_groups
-from ncu_hf.step import split_rows, total_loss, two_stage_backward
+from ncu_hf.step import encode_globally, split_rows, total_loss, two_stage_backward
 from ncu_hf.step_metrics import RunningMeans
 
 DATA_STATE = "data_state.json"
@@ -61,6 +62,8 @@ class NCUTrainer(Trainer):
         processor (`CLIPProcessor`): Saved with every checkpoint; its mean and deviation normalise the images.
         health (`DataHealth`): Counts the records that could not be used.
         adapted_towers (`tuple[str, ...]`): Towers with LoRA adapters, whose own weights stay as they are.
+        write_card (`Callable[[Path, TrainerState, DataHealth], None]`, *optional*): Writes the card of the model at
+            this state into a folder; called for every checkpoint, for the outcome, and instead of `Trainer`'s own card.
         callbacks (`list[TrainerCallback]`, *optional*): As in `Trainer`.
     """
 
@@ -75,6 +78,7 @@ class NCUTrainer(Trainer):
         processor: CLIPProcessor,
         health: DataHealth,
         adapted_towers: tuple[str, ...] = (),
+        write_card: Callable[[Path, TrainerState, DataHealth], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         freeze(model, objective, adapted_towers)
@@ -86,7 +90,8 @@ class NCUTrainer(Trainer):
         self._metrics = RunningMeans()
         images = ImageTransform(processor.image_processor, train=False)
         self._normalization = images.mean, images.std, images.rescale
-        own = [ClampLogScale(), CountEpochs(batches_per_epoch)]
+        self._card, self._known_health = write_card, health
+        own = [ClampLogScale(), CountEpochs(batches_per_epoch), WriteCard(self._write_card)]
         super().__init__(model=model, args=args, processing_class=processor, callbacks=own + (callbacks or []))
         # One short line instead of a dictionary of twenty numbers.
         self.pop_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
@@ -132,10 +137,11 @@ class NCUTrainer(Trainer):
         rows = len(tensors["input_ids"])
         if rows == 0:
             tensors = {key: value.new_zeros(1, *value.shape[1:]) for key, value in tensors.items()}
+        chunks = split_rows(tensors, self.args.chunk_size)
         outputs = two_stage_backward(
             partial(self._encode, model),
-            split_rows(tensors, self.args.chunk_size),
-            self._losses,
+            chunks,
+            partial(self._losses, self._reference_embeds(chunks, rows)),
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             check=partial(self._check_loss, inputs["keys"]),
             no_sync=partial(self.accelerator.no_sync, model),
@@ -147,18 +153,34 @@ class NCUTrainer(Trainer):
 
     def _encode(self, model: nn.Module, chunk: dict[str, Tensor]) -> Any:
         chunk = {key: value.to(self.args.device, non_blocking=True) for key, value in chunk.items()}
-        negative = chunk.get("negative_input_ids", chunk["input_ids"]) if self.objective.needs_negative_text else None
         pixel_values = normalize(chunk["pixel_values"], *self._normalization)
-        return model(pixel_values.to(self.model.clip.dtype), chunk["input_ids"], negative)
+        return model(pixel_values.to(self.model.clip.dtype), chunk["input_ids"], self._negative_input_ids(chunk))
 
-    def _losses(self, image: Tensor, text: Tensor, negative: Tensor | None, log_scale: Tensor) -> dict[str, Tensor]:
+    def _negative_input_ids(self, chunk: dict[str, Tensor]) -> Tensor | None:
+        if not self.objective.needs_negative_text:
+            return None
+        if "negative_input_ids" in chunk or not self.objective.needs_prompt:
+            return chunk["negative_input_ids"]
+        return chunk["input_ids"]
+
+    def _reference_embeds(self, chunks: list[dict[str, Tensor]], rows: int) -> list[ReferenceEmbeds]:
+        """What the objective takes besides the embeddings of the model: nothing, or those of the frozen reference."""
+        if not self.objective.needs_reference:
+            return []
+        with self.accelerator.autocast():  # which wraps the forward pass of the whole model, not of a part
+            embeddings = encode_globally(partial(self._encode, self.model.reference), chunks, rows)
+        return [ReferenceEmbeds(embeddings.image, embeddings.text)]
+
+    def _losses(
+        self, beside: list[ReferenceEmbeds], image: Tensor, text: Tensor, negative: Tensor | None, log_scale: Tensor
+    ) -> dict[str, Tensor]:
         """The objective, on embeddings that it is made for."""
         if not len(image):
             return {"empty_loss": 0 * log_scale}  # no record of the global batch could be used: nothing is learned
         total = log_scale + sum(embeds.sum() for embeds in (image, text, negative) if embeds is not None)
         if not torch.isfinite(total):
             return {"embedding_loss": total}  # the transport solver would refuse it with less to say than `_check_loss`
-        return self.objective(image, text, negative, log_scale)
+        return self.objective(image, text, negative, log_scale, *beside)
 
     def _loader_wait(self) -> float:
         return self.callback_handler.train_dataloader.last_wait_seconds
@@ -189,6 +211,15 @@ class NCUTrainer(Trainer):
         super().log(logs, start_time)
 
     # Checkpoints
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The run's own card, where `Trainer` would write one that knows little (e.g. in `push_to_hub`)."""
+        if self.is_world_process_zero():
+            self._write_card(Path(self.args.output_dir), self.state)
+
+    def _write_card(self, folder: Path, state: TrainerState) -> None:
+        if self._card is not None:
+            self._card(folder, state, self._known_health)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = output_dir or self.args.output_dir
@@ -223,6 +254,7 @@ class NCUTrainer(Trainer):
         """Counts of all processes; a collective."""
         total = DataHealth(self.health.max_bad_fraction)
         total.merge(gather_json(self.health.state_dict(), self.args.device))
+        self._known_health = total
         return total
 
     def save_outcome(self, folder: Path) -> None:
@@ -243,6 +275,7 @@ class NCUTrainer(Trainer):
             self._save(str(path))
             write_json(path / DATA_STATE, position)
             write_json(path / "phase.json", record)
+            self._write_card(path, self.state)
 
         if self.args.should_save:
             write_atomically(folder, write)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from ncu_hf.data.sources.open import open_pairs
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation.detection import batched_confidence
 from ncu_hf.evaluation.encode import ClipEncoder
+from ncu_hf.evaluation.sets.images import SourceImages
 from ncu_hf.loading import load_clip, load_processor
 from ncu_hf.reporting.audit import contact_sheet, rank_pairs, refuse_existing, write_audit
 
@@ -68,58 +68,57 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--rounds must be at least 1, got {arguments.rounds}.")
     if arguments.output.suffix != ".csv":
         raise InputError(f"--output must end in .csv, got {arguments.output}.")
-    refuse_existing([arguments.output, arguments.output.with_suffix(".png")], arguments.overwrite)
+    refuse_existing(
+        dict.fromkeys([arguments.output, arguments.output.with_suffix(".png")], "--output"), arguments.overwrite
+    )
 
 
 class ReadablePairs:
-    """Decodes the pairs of a source one after the other; remembers which were readable and why others were not."""
+    """The pairs of a source that can be used, with their embeddings; and why the others cannot."""
 
-    def __init__(self, source: PairSource):
+    def __init__(self, source: PairSource, encoder: ClipEncoder):
         self.source = source
-        self.indices: list[int] = []
-        self.keys: list[str] = []
-        self.captions: list[str] = []
         self.skipped: Counter[str] = Counter()
+        rows, captions = self._read_captions()
+        encoded, texts = encoder.encode_images(SourceImages(source, rows)), encoder.encode_texts(captions)
+        self.skipped.update(encoded.faults.values())
+        usable = encoded.usable.tolist()
+        self.rows = [rows[place] for place in usable]
+        self.captions = [captions[place] for place in usable]
+        self.keys = [source[row].key for row in self.rows]
+        self.image_embeds, self.text_embeds = encoded.embeds[usable], texts[usable]
 
-    def images(self) -> Iterator[Image.Image]:
-        """One image at a time; its key and caption are noted just before."""
-        for index in range(len(self.source)):
-            record = self.source[index]
+    def _read_captions(self) -> tuple[list[int], list[str]]:
+        rows, captions = [], []
+        for row, stored in enumerate(self.source.captions()):
             try:
-                caption, image = clean_caption(record.caption), decode_image(record.image)
+                captions.append(clean_caption(stored))
+                rows.append(row)
             except BadRecord as error:
                 self.skipped[error.reason] += 1
-                continue
-            self.indices.append(index)
-            self.keys.append(record.key)
-            self.captions.append(caption)
-            yield image
+        return rows, captions
 
     def image(self, place: int) -> Image.Image:
-        """Image of the pair that was readable as number `place`."""
-        return decode_image(self.source[self.indices[place]].image)
+        """Image of the usable pair number `place`."""
+        return decode_image(self.source[self.rows[place]].image)
 
 
-def score(arguments: argparse.Namespace, pairs: ReadablePairs) -> tuple[Tensor, Tensor]:
-    """Clean confidence and cosine (N,) of all readable pairs."""
-    clip = load_clip(arguments.model)
-    encoder = ClipEncoder(clip, load_processor(arguments.model, clip), device=arguments.device)
-    image_embeds = encoder.encode_images(pairs.images())
-    if len(image_embeds) < 2:
-        raise InputError(f"--data {arguments.data}: {len(image_embeds)} readable pairs; comparing needs at least 2.")
-    text_embeds = encoder.encode_texts(pairs.captions)
+def score(arguments: argparse.Namespace, pairs: ReadablePairs, scale: float) -> tuple[Tensor, Tensor]:
+    """Clean confidence and cosine (N,) of all usable pairs."""
+    if len(pairs.rows) < 2:
+        raise InputError(f"--data {arguments.data}: {len(pairs.rows)} readable pairs; comparing needs at least 2.")
     rounds = [
         batched_confidence(
-            image_embeds,
-            text_embeds,
-            encoder.scale,
+            pairs.image_embeds,
+            pairs.text_embeds,
+            scale,
             batch_size=arguments.batch_size,
             seed=seed,
             formulation=arguments.formulation,
         )
         for seed in range(arguments.rounds)
     ]
-    return torch.stack(rounds).mean(dim=0), (image_embeds * text_embeds).sum(dim=1)
+    return torch.stack(rounds).mean(dim=0), (pairs.image_embeds * pairs.text_embeds).sum(dim=1)
 
 
 def main() -> None:
@@ -133,8 +132,10 @@ def main() -> None:
         split=arguments.split,
         limit=arguments.limit,
     )
-    pairs = ReadablePairs(source)
-    confidence, cosine = score(arguments, pairs)
+    clip = load_clip(arguments.model)
+    encoder = ClipEncoder(clip, load_processor(arguments.model, clip), device=arguments.device)
+    pairs = ReadablePairs(source, encoder)
+    confidence, cosine = score(arguments, pairs, encoder.scale)
     ranked, order = rank_pairs(pairs.keys, pairs.captions, confidence, cosine, arguments.forget_ratio)
     write_audit(ranked, arguments.output)
     pictures = list(zip(order, ranked, strict=True))

@@ -17,13 +17,14 @@ from ncu_hf.data import StreamSource, open_pairs
 from ncu_hf.data.shards.base import Shard
 from ncu_hf.loading import load_reference
 from ncu_hf.objectives import build_objectives
-from ncu_hf.phases import Run, make_trainer
+from ncu_hf.phases import make_trainer
 from ncu_hf.planning import Plan, make_plan
 from ncu_hf.planning.data import plan_data
 from ncu_hf.planning.doubts import doubts
 from ncu_hf.planning.memory import LiveBytes, matrix_bytes
 from ncu_hf.planning.units import count, duration, size
 from ncu_hf.recipe import main
+from ncu_hf.run import Run
 from ncu_hf.workspace import Workspace
 
 WORDS = 600  # at most, of the vocabulary of the tiny model

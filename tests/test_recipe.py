@@ -74,8 +74,9 @@ def test_layout(finished, clip_folder, tmp_path):
     state |= {"data_health.json", "data_state.json"}
     for phase in names("phases"):
         assert names("phases", phase) == {"checkpoint-4", "checkpoint-6", "final"}
-        assert names("phases", phase, "final") == model | {"phase.json", "data_state.json"}
-        assert names("phases", phase, "checkpoint-4") == model | state
+        card = {"README.md", "plots"}
+        assert names("phases", phase, "final") == model | card | {"phase.json", "data_state.json"}
+        assert names("phases", phase, "checkpoint-4") == model | card | state
 
 
 def test_nothing_is_pickled(finished):
@@ -134,9 +135,14 @@ def test_the_processor_comes_along(finished, clip_folder):
 def test_numbers(finished):
     output, _ = finished
     results = read_strictly(output / "results.json")
-    for group, measure in (("retrieval", "mean_recall"), ("forget_set", "auroc"), ("similarity", "positives")):
-        assert set(results[group]) == {"before", "after"}
-        assert measure in results[group]["after"], results[group]["after"].keys()
+    sides = {
+        "mean_recall": results["retrieval"]["held-out pairs"],
+        "auroc": results["forget_set"],
+        "positives": results["similarity"],
+    }
+    for measure, found in sides.items():
+        assert set(found) == {"before", "after"}
+        assert measure in found["after"], found["after"].keys()
     assert results["data"]["n_pairs"] == 96
     assert [(phase["name"], phase["steps"], phase["epochs"]) for phase in results["phases"]] == [
         ("negative_prompt", 6, 1),
@@ -154,12 +160,33 @@ def test_card(finished):
     card = ModelCard(text)
     assert {"clip", "noisy-correspondence"} <= set(card.data.tags)
     assert card.data.model_name == "run"
-    assert len(card.data.eval_results) == 6
+    assert len(card.data.eval_results) == 7  # six recalls and their mean
     assert "nan" not in text.lower().split()
     assert "None" not in text
     for link in ("plots/losses.png", "plots/similarities.png", "negative_prompt/"):
         assert link in text
         assert (finished[0] / link).exists()
+
+
+def test_every_checkpoint_has_a_card_that_says_what_it_is(finished):
+    folders = [path.parent for path in finished[0].glob("phases/*/*/model.safetensors")]
+    assert len(folders) == 6
+    for folder in folders:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        step = 6 if folder.name == "final" else int(folder.name.split("-")[1])
+        assert f"step {step} of 6" in text and "not the final model" in text
+        assert "None" not in text and "Image-text retrieval" not in text
+        assert (folder / "plots" / "losses.png").stat().st_size > 5_000
+        card = ModelCard(text)
+        assert card.data.pipeline_tag == "zero-shot-image-classification" and not card.data.eval_results
+
+
+def test_the_cards_of_trainer_do_not_replace_ours(finished, tmp_path, monkeypatch):
+    output, trainers = finished
+    trainer = trainers[1]
+    trainer.create_model_card(model_name="someone's", tags=["other"])
+    text = Path(trainer.args.output_dir, "README.md").read_text(encoding="utf-8")
+    assert ModelCard(text).data.model_name == "run" and "Noisy Correspondence Unlearning" in text
 
 
 def test_no_access_token_is_written(finished):
@@ -316,4 +343,4 @@ def test_two_processes_give_the_result_of_one(recipe, scenes, clip_folder, tmp_p
     assert done.stdout.count("mean recall") == 1
     found, expected = (read_strictly(folder / "data_health.json") for folder in (tmp_path / "two", one))
     assert (found["seen"], found["reasons"]) == (expected["seen"], expected["reasons"]) == (192, {"undecodable": 16})
-    assert math.isfinite(read_strictly(tmp_path / "two" / "results.json")["retrieval"]["after"]["mean_recall"])
+    assert math.isfinite(read_strictly(tmp_path / "two" / "results.json")["retrieval"]["held-out pairs"]["after"]["mean_recall"])

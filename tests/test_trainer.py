@@ -24,8 +24,9 @@ from ncu_hf.errors import TrainingStopped
 from ncu_hf.loading import load_reference
 from ncu_hf.modeling import Embeddings
 from ncu_hf.objectives import Objective, build_objectives
-from ncu_hf.phases import Run, make_trainer
+from ncu_hf.phases import make_trainer
 from ncu_hf.recipe import main
+from ncu_hf.run import Run
 from ncu_hf.step import two_stage_backward
 from ncu_hf.trainer import NCUTrainer
 from ncu_hf.workspace import Workspace

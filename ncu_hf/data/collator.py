@@ -25,6 +25,8 @@ class PairCollator:
         context_length (`int`): Longest row of `input_ids`, start and end token included.
         augment_negative_captions (`bool`, *optional*, defaults to `False`): Add `negative_input_ids`: the captions
             after word augmentation, for the negative branch.
+        negative_prefixes (`Sequence[str]`, *optional*, defaults to `()`): Add `negative_input_ids`: each caption (after
+            its augmentation, if any) behind one of these, drawn by seed, epoch and position of its record.
 
     Raises:
         InputError: the tokenizer does not frame a text with its start and end token, or its own limit is below
@@ -38,11 +40,13 @@ class PairCollator:
         *,
         context_length: int,
         augment_negative_captions: bool = False,
+        negative_prefixes: Sequence[str] = (),
     ):
         self.tokenizer = tokenizer
         self.transform = transform
         self.context_length = context_length
         self.augment_negative_captions = augment_negative_captions
+        self.negative_prefixes = tuple(negative_prefixes)
         self._check_tokenizer()
 
     def _check_tokenizer(self) -> None:
@@ -73,7 +77,7 @@ class PairCollator:
             - `pixel_values`: uint8 (B', 3, H, W), not normalised (see [`normalize`]).
             - `input_ids`: int64 (B', L), L = longest of the batch, padded with the end token: the first end token is
               the one that CLIP pools, whichever of its two pooling modes the config selects.
-            - `negative_input_ids`: int64 (B', L'), only with `augment_negative_captions`.
+            - `negative_input_ids`: int64 (B', L'), only with `augment_negative_captions` or `negative_prefixes`.
             - `mismatched`: bool (B',), only if known for all records.
             - `keys`: `list[str]` of length B'.
             - `epoch`: `int`, epoch of the first record.
@@ -98,10 +102,9 @@ class PairCollator:
         }
         if all(located.record.mismatched is not None for located in records):
             batch["mismatched"] = torch.tensor([located.record.mismatched for located in usable], dtype=torch.bool)
-        if self.augment_negative_captions:
-            batch["negative_input_ids"] = self.tokenize(
-                [_augmented(text, item, seed) for text, item in zip(captions, usable, strict=True)]
-            )
+        if self.augment_negative_captions or self.negative_prefixes:
+            negatives = [self._negative(text, item, seed) for text, item in zip(captions, usable, strict=True)]
+            batch["negative_input_ids"] = self.tokenize(negatives)
         return batch
 
     def _prepare(self, located: Located, seed: int) -> tuple[torch.Tensor, str]:
@@ -111,6 +114,15 @@ class PairCollator:
         caption = clean_caption(located.record.caption)  # first: it costs nothing
         image = decode_image(located.record.image, self.transform.min_side)
         return self.transform(image, keyed_generator(seed, CROP, located.epoch, *located.position)), caption
+
+    def _negative(self, caption: str, located: Located, seed: int) -> str:
+        """What the negative branch reads of a caption."""
+        rng = keyed_generator(seed, AUGMENTATION, located.epoch, *located.position)
+        if self.augment_negative_captions:
+            caption = augment_caption(caption, rng)
+        if self.negative_prefixes:
+            caption = f"{self.negative_prefixes[rng.integers(len(self.negative_prefixes))]} {caption}"
+        return caption
 
     def _no_images(self) -> torch.Tensor:
         return torch.empty(0, 3, *self.transform.output_size, dtype=torch.uint8)
@@ -128,7 +140,3 @@ class PairCollator:
         rows = [[bos, *(i for i in row[1:-1] if i not in (bos, eos)), eos] for row in encoded]
         longest = max(len(row) for row in rows)
         return torch.tensor([row + [eos] * (longest - len(row)) for row in rows], dtype=torch.int64)
-
-
-def _augmented(caption: str, located: Located, seed: int) -> str:
-    return augment_caption(caption, keyed_generator(seed, AUGMENTATION, located.epoch, *located.position))

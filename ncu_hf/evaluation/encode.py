@@ -1,20 +1,51 @@
-"""Images and texts in, unit vectors out: the one thing that every evaluation needs from a model."""
+"""Images and texts in, vectors out: the one thing that every evaluation needs from a model.
+
+The work is shared by all processes of a run, batch by batch. A batch holds the same rows for any number of processes,
+so that the vectors are the same, and with them every number that is computed from them.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterable, Iterator
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import PIL.Image
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPProcessor
+
+from ncu_hf.distributed import broadcast_json, broadcast_tensor, gather_json, world
+from ncu_hf.evaluation.cache import ENCODER_VERSION, EmbeddingCache, digest, model_digest
+from ncu_hf.evaluation.pixels import PixelBatch, StoredImage, load_pixels
+from ncu_hf.evaluation.progress import Progress
+from ncu_hf.evaluation.sharing import cut, gather_batches, own_share
+
+Entry = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and notes of the cache
+
+
+class EncodedImages(NamedTuple):
+    """Vectors of N images.
+
+    Attributes:
+        embeds (`Tensor`): (N, D) float32 on the CPU, projected, rows of length 1.
+        pooled (`Tensor`): (N, H) float32 on the CPU, output of the vision tower before the projection.
+        faults (`dict[int, str]`): Rows whose image could not be decoded, with the reason; their vectors are 0.
+    """
+
+    embeds: Tensor
+    pooled: Tensor
+    faults: dict[int, str]
+
+    @property
+    def usable(self) -> Tensor:
+        """(K,) int64: rows without fault."""
+        return torch.tensor([row for row in range(len(self.embeds)) if row not in self.faults], dtype=torch.long)
 
 
 def projected(output) -> Tensor:
-    """Projected features (B, D), not normalised, of `get_image_features` or `get_text_features`.
+    """Projected features (B, D), not normalised, of `get_text_features`.
 
     transformers 5 returns an output object whose `pooler_output` holds them, older versions the tensor itself.
     """
@@ -23,25 +54,35 @@ def projected(output) -> Tensor:
 
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradient; afterwards every submodule has the mode that it had before."""
+    """Evaluation mode, no gradient, no TF32: numbers that are published are computed in float32.
+
+    Afterwards every submodule has the mode that it had before.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions
         for module, mode in modes:
             module.training = mode
 
 
 class ClipEncoder:
-    """Encodes with any stock `CLIPModel`.
+    """Encodes with any stock `CLIPModel`. With several processes every call is a collective.
 
     Args:
         model (`CLIPModel`): Used as it is. Its training mode is the same before and after every call.
         processor (`CLIPProcessor`): Tokenizer and image processor of the model.
         device (`torch.device` or `str`, *optional*): The model is moved there; it stays where it is by default.
         batch_size (`int`, *optional*, defaults to 256): Images or texts a forward pass.
+        workers (`int`, *optional*, defaults to 0): Processes that decode images ahead of the model.
+        cache (`EmbeddingCache`, *optional*): Where vectors are kept; without it nothing is.
     """
 
     def __init__(
@@ -51,12 +92,16 @@ class ClipEncoder:
         *,
         device: torch.device | str | None = None,
         batch_size: int = 256,
+        workers: int = 0,
+        cache: EmbeddingCache | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.model = model if device is None else model.to(device)
         self.processor = processor
         self.batch_size = batch_size
+        self.workers = workers
+        self.cache = cache
 
     @property
     def width(self) -> int:
@@ -64,33 +109,41 @@ class ClipEncoder:
         return self.model.config.projection_dim
 
     @property
+    def pooled_width(self) -> int:
+        """Width H of the vision tower."""
+        return self.model.config.vision_config.hidden_size
+
+    @property
     def scale(self) -> float:
         """Factor s = exp(logit_scale) between a cosine and a logit."""
         return self.model.logit_scale.detach().float().exp().item()
 
-    def encode_images(self, images: Iterable[PIL.Image.Image]) -> Tensor:
-        """Embed images; at most `batch_size` of them are in memory at a time.
+    @functools.cached_property
+    def model_digest(self) -> str:
+        """SHA-256 of the model, see `ncu_hf.evaluation.cache.model_digest`; it must not train in between."""
+        return model_digest(self.model)
+
+    def encode_images(self, images: Sequence[StoredImage], stamp: str | None = None) -> EncodedImages:
+        """Embed images; a few batches of them are in memory at a time.
 
         Args:
-            images (iterable of `PIL.Image.Image`): A list, or a generator that decodes as it goes.
+            images (`Sequence`): Encoded bytes, paths, or `PIL.Image.Image`.
+            stamp (`str`, *optional*): Identifies the content of `images` (see `Origin.stamp`); with it the vectors are
+                cached.
 
         Returns:
-            `Tensor` (N, D): float32, on the CPU, rows of length 1.
+            [`EncodedImages`].
         """
-        total = len(images) if isinstance(images, list | tuple) else None
-        chunks, images = [], iter(images)
-        with evaluating(self.model), self._progress(total, "images") as bar:
-            while chunk := list(itertools.islice(images, self.batch_size)):
-                pixels = self.processor.image_processor(images=chunk, return_tensors="pt")["pixel_values"]
-                pixels = pixels.to(self.model.device, self.model.dtype)
-                chunks.append(self._unit(self.model.get_image_features(pixel_values=pixels)))
-                bar.update(len(chunk))
-        return torch.cat(chunks) if chunks else torch.empty(0, self.width)
+        if stamp is None or self.cache is None:
+            return self._encode_images(images)
+        key = self._key("images", {"images": stamp, "n": len(images), "transform": self._transform()})
+        tensors, faults = self._cached(key, lambda: self._to_cache(self._encode_images(images)))
+        return EncodedImages(tensors["embeds"], tensors["pooled"], {int(row): why for row, why in faults.items()})
 
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Embed texts, each cut to the context of the model with its end token kept.
 
-        Texts are sorted by length and padded to the longest of their chunk: causal attention makes that exact.
+        Texts are sorted by length and padded to the longest of their batch: causal attention makes that exact.
 
         Args:
             texts (`list[str]`): M texts.
@@ -98,18 +151,65 @@ class ClipEncoder:
         Returns:
             `Tensor` (M, D): float32, on the CPU, rows of length 1, in the order of `texts`.
         """
-        embeds = torch.empty(len(texts), self.width)
         if not texts:
-            return embeds
+            return torch.empty(0, self.width)
         rows = self._token_ids(texts)
+        if self.cache is None:
+            return self._encode_tokens(rows)
+        tokens = hashlib.sha256("\n".join(" ".join(map(str, row)) for row in rows).encode()).hexdigest()
+        key = self._key("texts", {"tokens": tokens, "n": len(rows)})
+        return self._cached(key, lambda: ({"embeds": self._encode_tokens(rows)}, {}))[0]["embeds"]
+
+    # Encoding
+
+    def _encode_images(self, images: Sequence[StoredImage]) -> EncodedImages:
+        batches = cut(range(len(images)), self.batch_size)
+        embeds, pooled, faults = [], [], {}
+        with self._share(batches, "images") as (mine, progress):
+            for batch in load_pixels(images, mine, self.processor.image_processor, self.workers):
+                features = self._vision(batch)
+                pooled.append(features.float().cpu())
+                embeds.append(_unit(self.model.visual_projection(features)))  # 0 stays 0: it has no bias
+                faults |= batch.faults
+                progress.update(len(batch.rows))
+        device = self.model.device
+        shared = dict(pair for part in gather_json(list(faults.items()), device) for pair in part)
+        return EncodedImages(
+            gather_batches(embeds, batches, self.width, device),
+            gather_batches(pooled, batches, self.pooled_width, device),
+            dict(sorted(shared.items())),
+        )
+
+    def _vision(self, batch: PixelBatch) -> Tensor:
+        """Pooled features (B, H) of one batch, in the model's precision; 0 where there is no image."""
+        model = self.model
+        pooled = torch.zeros(len(batch.rows), self.pooled_width, dtype=model.dtype, device=model.device)
+        if batch.places:
+            pixels = batch.pixel_values.to(model.device, model.dtype)
+            pooled[batch.places] = model.vision_model(pixel_values=pixels).pooler_output
+        return pooled
+
+    def _encode_tokens(self, rows: list[list[int]]) -> Tensor:
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        with evaluating(self.model), self._progress(len(rows), "texts") as bar:
-            for start in range(0, len(order), self.batch_size):
-                chosen = order[start : start + self.batch_size]
+        batches = cut(order, self.batch_size)
+        parts = []
+        with self._share(batches, "texts") as (mine, progress):
+            for chosen in mine:
                 inputs = self._padded([rows[index] for index in chosen])
-                embeds[chosen] = self._unit(self.model.get_text_features(**inputs))
-                bar.update(len(chosen))
-        return embeds
+                parts.append(_unit(projected(self.model.get_text_features(**inputs))))
+                progress.update(len(chosen))
+        return gather_batches(parts, batches, self.width, self.model.device)
+
+    @contextlib.contextmanager
+    def _share(self, batches: list[Sequence[int]], what: str) -> Iterator[tuple[list[Sequence[int]], Progress]]:
+        """The batches of this process, and a count of what is done of them."""
+        mine = own_share(batches)
+        progress = Progress(sum(map(len, mine)), what, shown=world()[0] == 0)
+        try:
+            with evaluating(self.model):
+                yield mine, progress
+        finally:
+            progress.close()
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
         context = self.model.config.text_config.max_position_embeddings
@@ -127,11 +227,40 @@ class ClipEncoder:
         device = self.model.device
         return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
-    @staticmethod
-    def _unit(output) -> Tensor:
-        return torch.nn.functional.normalize(projected(output).float(), dim=-1).cpu()
+    # Caching
+
+    def _cached(self, key: dict[str, Any], encode: Callable[[], Entry]) -> Entry:
+        """The entry of `key`, read by the first process, or what `encode` gives, written by it."""
+        first = world()[0] == 0
+        entry = self.cache.load(key) if first else None
+        shapes = broadcast_json(None if entry is None else _shapes(entry[0]), self.model.device)
+        if shapes is None:
+            entry = encode()
+            if first:
+                self.cache.save(key, *entry)
+            return entry
+        notes = broadcast_json(entry[1] if first else None, self.model.device)
+        stored = {
+            name: broadcast_tensor(entry[0][name] if first else None, shape, self.model.device)
+            for name, shape in shapes.items()
+        }
+        return stored, notes
+
+    def _key(self, kind: str, what: dict[str, Any]) -> dict[str, Any]:
+        how = {"model": self.model_digest, "batch_size": self.batch_size, "device": self.model.device.type}
+        return {"version": ENCODER_VERSION, "kind": kind, "torch": torch.__version__, **how, **what}
+
+    def _transform(self) -> str:
+        return digest(self.processor.image_processor.to_dict())
 
     @staticmethod
-    def _progress(total: int | None, what: str) -> tqdm:
-        # disable=None: a bar on a terminal, nothing in a log file.
-        return tqdm(total=total, desc=f"encoding {what}", unit="", leave=False, disable=None)
+    def _to_cache(encoded: EncodedImages) -> Entry:
+        return {"embeds": encoded.embeds, "pooled": encoded.pooled}, {str(k): v for k, v in encoded.faults.items()}
+
+
+def _unit(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}

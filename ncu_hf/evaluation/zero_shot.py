@@ -2,27 +2,34 @@
 
 A tie counts against the model: an image is classified correctly if its class scores strictly above every other one (the
 rule of `ncu_hf.evaluation.retrieval`). So two classes of one name are never told apart.
+
+The class that is predicted is the image's own if it is classified correctly, and otherwise the best-scored of the
+others, the first of them at a tie. A class whose vector is not finite counts as best-scored; an image whose vector is
+not finite has no predicted class.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 from torch import Tensor
 
-from ncu_hf.errors import InputError
-from ncu_hf.evaluation.retrieval import retrieval_ranks
+from ncu_hf.errors import InputError, one_of
+from ncu_hf.evaluation.intervals import class_counts, mean_per_class, wilson_interval
+from ncu_hf.evaluation.retrieval import exact_rows, retrieval_ranks, rounding_error
+from ncu_hf.evaluation.sets.base import PRIMARY_METRICS
 
 if TYPE_CHECKING:
     from ncu_hf.evaluation.encode import ClipEncoder
 
 FIELD = "{c}"  # the field of `zeroshot_classification_templates.txt` in the clip-benchmark sets
-Z_95 = 1.959963984540054
+NO_CLASS = -1
+_SCORES = 2**20  # scores that are held at a time
 
 
 def class_texts(classes: list[str], templates: list[str]) -> list[str]:
@@ -59,45 +66,67 @@ def prompt_hash(classes: list[str], templates: list[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def wilson_interval(hits: int, n: int, z: float = Z_95) -> list[float]:
-    """Wilson score interval of a share (Wilson, 1927); it has a width at 0 and 1 too, where the normal one has none."""
-    if n < 1:
-        raise InputError("An interval needs at least one observation.")
-    share, spread = hits / n, z * z / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / n / 4) / (1 + spread)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
-
-
 def zero_shot_metrics(
-    image_embeds: Tensor, labels: Tensor, weights: Tensor, *, bootstrap: int = 1000, seed: int = 0
-) -> dict:
-    """Accuracy of unit image vectors against unit class vectors.
+    image_embeds: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    primary: str = "accuracy",
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Accuracy of unit image vectors against unit class vectors: [`zero_shot_ranks`], then [`summarise_zero_shot`]."""
+    ranks = zero_shot_ranks(image_embeds, labels, weights)
+    return summarise_zero_shot(ranks, labels, len(weights), primary=primary, bootstrap=bootstrap, seed=seed)
+
+
+def zero_shot_ranks(image_embeds: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Place of each image's class among all classes: 1 is best, ties count against the model.
 
     Args:
         image_embeds (`Tensor` (N, D)): One row an image.
         labels (`LongTensor` (N,)): Class of each image, in 0..C-1.
         weights (`Tensor` (C, D)): See [`class_weights`].
-        bootstrap, seed (`int`, *optional*): Of the interval of the mean per class (resampled within each class).
 
     Returns:
-        `dict`: `accuracy`, `top5` (1 by definition for up to 5 classes) and `mean_per_class` (of classes that occur) in
-        [0, 1]; `interval` {metric: [low, high]} (95 %: Wilson, for the mean per class bootstrap); `n`, `n_classes`.
+        `LongTensor` (N,): On the CPU; `NOT_FOUND` where the vector of the image or of its class is not finite.
 
     Raises:
         InputError: no image, or a label without a class.
     """
-    labels = torch.as_tensor(labels).long()
-    if len(labels) == 0 or len(labels) != len(image_embeds):
-        raise InputError(f"Zero-shot: {len(image_embeds)} images and {len(labels)} labels; need one each, and some.")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= len(weights):
-        raise InputError(f"Zero-shot: labels run from {low} to {high}, the classes from 0 to {len(weights) - 1}.")
-    weights = weights.to(image_embeds.device)
-    ranks = retrieval_ranks(image_embeds, weights, labels, torch.arange(len(weights)))
-    top1, top5 = ranks == 1, ranks <= 5
-    n, hits, hits5 = len(ranks), int(top1.sum()), int(top5.sum())
-    mean, mean_interval = _mean_per_class(top1, labels.cpu(), bootstrap, seed)
+    labels = _checked_labels(labels, len(image_embeds), len(weights))
+    return retrieval_ranks(image_embeds, weights, labels, torch.arange(len(weights)))
+
+
+def summarise_zero_shot(
+    ranks: Tensor,
+    labels: Tensor,
+    n_classes: int,
+    *,
+    primary: str = "accuracy",
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Accuracy, top 5 and mean per class with 95 % intervals.
+
+    Args:
+        ranks (`LongTensor` (N,)): From [`zero_shot_ranks`].
+        labels (`LongTensor` (N,)): Class of each image.
+        n_classes (`int`): C.
+        primary (`str`, *optional*): Which number stands for the set: `"accuracy"` or `"mean_per_class"`.
+        bootstrap, seed (`int`, *optional*): Of the interval of the mean per class (resampled within each class).
+
+    Returns:
+        `dict`: `accuracy`, `top5` (of up to 5 classes: every image of finite vectors) and `mean_per_class` (of classes
+        that occur) in [0, 1]; `interval` {metric: [low, high]} (Wilson, for the mean per class bootstrap); `n`,
+        `n_classes`, `primary`.
+
+    Raises:
+        InputError: no image, a label without a class, or an unknown primary metric.
+    """
+    labels = _checked_labels(labels, len(ranks), n_classes)
+    n, hits, hits5 = len(ranks), int((ranks == 1).sum()), int((ranks <= 5).sum())
+    mean, mean_interval = mean_per_class(ranks == 1, labels, bootstrap, seed)
     return {
         "accuracy": hits / n,
         "top5": hits5 / n,
@@ -108,30 +137,72 @@ def zero_shot_metrics(
             "mean_per_class": mean_interval,
         },
         "n": n,
-        "n_classes": len(weights),
+        "n_classes": n_classes,
+        "primary": one_of("Zero-shot: primary metric", primary, PRIMARY_METRICS),
     }
 
 
-def _mean_per_class(correct: Tensor, labels: Tensor, bootstrap: int, seed: int) -> tuple[float, list[float]]:
-    counts = torch.bincount(labels).numpy()
-    hits = torch.bincount(labels, weights=correct.double(), minlength=len(counts)).numpy()
-    hits, counts = hits[counts > 0], counts[counts > 0]
-    # Drawing n items of a class with replacement finds Binomial(n, share) correct ones.
-    drawn = numpy.random.default_rng(seed).binomial(counts, hits / counts, size=(bootstrap, len(counts)))
-    low, high = numpy.quantile((drawn / counts).mean(axis=1), [0.025, 0.975])
-    return float((hits / counts).mean()), [float(low), float(high)]
+def class_table(ranks: Tensor, labels: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each class that occurs, in order: `class` (its name), `n` images, `accuracy` in [0, 1]."""
+    labels = _checked_labels(labels, len(ranks), len(classes))
+    hits, counts = class_counts(labels, ranks == 1)
+    rows = zip(labels.unique().tolist(), hits.tolist(), counts.tolist(), strict=True)
+    return [{"class": classes[index], "n": n, "accuracy": hit / n} for index, hit, n in rows]
 
 
-def evaluate_zero_shot(
-    encoder: ClipEncoder, image_embeds: Tensor, labels: Tensor, classes: list[str], templates: list[str]
-) -> dict:
-    """[`zero_shot_metrics`] of images that are already encoded, with the `hash` of class names and templates.
+def confusion_pairs(
+    image_embeds: Tensor, labels: Tensor, weights: Tensor, classes: Sequence[str], limit: int = 20
+) -> list[dict[str, Any]]:
+    """The most frequent confusions.
 
     Args:
-        encoder (`ClipEncoder`): Encodes the class names.
-        image_embeds (`Tensor` (N, D)): From `encoder.encode_images`.
-        labels (`LongTensor` (N,)): Index into `classes` of each image.
-        classes, templates (`list[str]`): C names; texts with the field `{c}`.
+        image_embeds, labels, weights: See [`zero_shot_ranks`].
+        classes (`Sequence[str]`): C names.
+        limit (`int`, *optional*, defaults to 20): How many pairs at most.
+
+    Returns:
+        `list[dict]`: `true` and `predicted` (names) and `n`; the most frequent first, then in order of the classes.
     """
-    weights = class_weights(encoder, classes, templates)
-    return zero_shot_metrics(image_embeds, labels, weights) | {"hash": prompt_hash(classes, templates)}
+    labels = _checked_labels(labels, len(image_embeds), len(weights))
+    predicted = predicted_classes(image_embeds, labels, weights)
+    wrong = (predicted != labels) & (predicted != NO_CLASS)
+    pairs = Counter(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))
+    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:limit]
+    return [{"true": classes[true], "predicted": classes[other], "n": n} for (true, other), n in ordered]
+
+
+def predicted_classes(image_embeds: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Predicted class (N,) of each image; `NO_CLASS` where there is none. See the rule above."""
+    labels = _checked_labels(labels, len(image_embeds), len(weights))
+    vectors, lengths = exact_rows(weights, torch.arange(len(weights)), image_embeds.device)
+    rounding = rounding_error(weights.shape[1], lengths.max())
+    parts = []
+    for rows in torch.arange(len(labels)).split(max(1, _SCORES // len(weights))):
+        images, image_lengths = exact_rows(image_embeds, rows)
+        own = labels[rows].to(images.device)
+        found = _predicted(images @ vectors.T, own, rounding * image_lengths)
+        parts.append(found.masked_fill_(images.isnan().any(dim=1), NO_CLASS).cpu())
+    return torch.cat(parts)
+
+
+def _predicted(scores: Tensor, own: Tensor, rounding: Tensor) -> Tensor:
+    """Predicted class (B,) from scores (B, C), which are not numbers where a class has no finite vector."""
+    bar = scores.gather(1, own[:, None]) - rounding[:, None]
+    others = scores.nan_to_num(torch.inf).scatter(1, own[:, None], -torch.inf)
+    best = others.amax(dim=1, keepdim=True)
+    # argmax gives the first of equal ones: the first class that is not below the best by more than rounding.
+    first = (others >= best - rounding[:, None]).byte().argmax(dim=1)
+    first = first.masked_fill(best[:, 0] == -torch.inf, NO_CLASS)
+    return torch.where((best < bar)[:, 0], own, first)
+
+
+def _checked_labels(labels: Tensor, n_images: int, n_classes: int) -> Tensor:
+    labels = torch.as_tensor(labels).detach().cpu()
+    if labels.shape != (n_images,) or n_images == 0:
+        raise InputError(f"Zero-shot: {n_images} images and {labels.numel()} labels; need one each, and some.")
+    if labels.is_floating_point():
+        raise InputError(f"Zero-shot: labels must be whole numbers, not {labels.dtype}.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= n_classes:
+        raise InputError(f"Zero-shot: labels run from {low} to {high}, the classes from 0 to {n_classes - 1}.")
+    return labels.long()

@@ -18,22 +18,42 @@ class Schedule(NamedTuple):
     learning_rate: float
 
 
+class ReferenceEmbeds(NamedTuple):
+    """Unit vectors (N, D) of the global batch by the model that the run started from, without gradient."""
+
+    image: Tensor
+    text: Tensor
+
+
 class Objective(ABC):
     """One phase of a method.
 
     Attributes:
         phase (`str`): Name of the phase, used for folders, logs and cards.
-        needs_negative_text (`bool`): Whether the batch's captions are also encoded behind the negative prompt.
+        settings (`tuple[str, ...]`): Fields of [`MethodArguments`] that decide what it learns; a card lists no others.
+        needs_negative_text (`bool`): Whether the negatives of the batch's captions are encoded too.
+        negative_prefixes (`tuple[str, ...]`): If given, a negative is the caption behind one of these, encoded as any
+            caption; else it is the caption behind the negative prompt.
+        needs_reference (`bool`): Whether the batch is also encoded by the frozen model that the run started from;
+            [`__call__`] then takes [`ReferenceEmbeds`] as its last argument.
 
     Args:
         arguments (`MethodArguments`): Hyperparameters of the method.
     """
 
     phase: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]] = ()
     needs_negative_text: ClassVar[bool] = False
+    negative_prefixes: ClassVar[tuple[str, ...]] = ()
+    needs_reference: ClassVar[bool] = False
 
     def __init__(self, arguments: MethodArguments):
         self.arguments = arguments
+
+    @property
+    def needs_prompt(self) -> bool:
+        """`bool`: whether the model needs a negative prompt."""
+        return self.needs_negative_text and not self.negative_prefixes
 
     def schedule(self, training: NCUTrainingArguments) -> Schedule:
         """The settings of the run that are this phase's; those of the last phase by default."""

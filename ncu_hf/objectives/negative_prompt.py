@@ -18,6 +18,7 @@ class NegativePromptObjective(Objective):
     """
 
     phase = "negative_prompt"
+    settings = ("formulation", "forget_ratio", "relation_weight", "margin_low", "margin_high")
     needs_negative_text = True
 
     def schedule(self, training: NCUTrainingArguments) -> Schedule:
@@ -37,11 +38,18 @@ class NegativePromptObjective(Objective):
         image, text, negative = (promote(e)[retain] for e in (image_embeds, text_embeds, negative_embeds))
         matching_positive, matching_negative = matching_losses(image, text, negative, log_scale)
         return {
-            "separation_loss": a.relation_weight * separation_loss(text, negative, a.margin_low, a.margin_high),
-            "relation_loss": a.relation_weight * relation_loss(text, negative, a.formulation),
+            **self.opposition(text, negative),
             "matching_loss": matching_positive + matching_negative,
             "matching_positive": matching_positive.detach(),
             "matching_negative": matching_negative.detach(),
             **selection_statistics(confidence, forget, retain),
             **margin_statistics(text, negative, a.margin_low, a.margin_high),
+        }
+
+    def opposition(self, text: Tensor, negative: Tensor) -> dict[str, Tensor]:
+        """Losses that hold captions and their negatives (Ñ, D) apart, weights included."""
+        a = self.arguments
+        return {
+            "separation_loss": a.relation_weight * separation_loss(text, negative, a.margin_low, a.margin_high),
+            "relation_loss": a.relation_weight * relation_loss(text, negative, a.formulation),
         }

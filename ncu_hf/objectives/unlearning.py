@@ -65,14 +65,16 @@ def refine_alignment(
     γ + (1 - γ) k, the rows of forgotten texts to γ.
 
     Args:
-        similarity (`Tensor`): (N, N + 1), S̄.
+        similarity (`Tensor`): (N, N + 1), S̄; or its first N columns where nothing is forgotten, and all that follows
+            is without the last column then.
         forget (`Tensor`): (k,) indices of the pairs to forget.
         plan_weight (`float`): γ, weight of the plan.
         entropy (`float`): ε.
         formulation (`str`): `"released"` or `"paper"`.
     """
-    n = similarity.shape[0]
-    mask, target = transport_mask(n, forget), hard_target(n, forget, similarity.dtype)
+    n, columns = similarity.shape
+    mask = transport_mask(n, forget)[:, :columns]
+    target = hard_target(n, forget, similarity.dtype)[:, :columns]
     cost = 1 - similarity
     if formulation == "released":
         cost = cost / cost.max().clamp(min=torch.finfo(cost.dtype).tiny)
@@ -85,7 +87,7 @@ def refine_alignment(
     row_target = _mix(row_plan.plan, target, plan_weight)
     column_target = _mix(column_plan, target.T, plan_weight)
     if formulation == "paper":
-        row_target, column_target = _normalise_rows(row_target), _normalise_rows(column_target)
+        row_target, column_target = normalise_rows(row_target), normalise_rows(column_target)
     return RefinedAlignment(row_target, column_target, row_plan, column_plan)
 
 
@@ -97,6 +99,10 @@ class UnlearningObjective(Objective):
     """
 
     phase = "unlearning"
+    settings = (
+        *("formulation", "forget_ratio", "plan_weight", "entropy", "margin_low", "margin_high"),
+        *("frozen_text_blocks", "freeze_token_embedding"),
+    )
     needs_negative_text = True
 
     def trains(self, name: str, text_layers: int) -> bool:
@@ -116,20 +122,45 @@ class UnlearningObjective(Objective):
         a = self.arguments
         image, text, negative = (promote(e) for e in (image_embeds, text_embeds, negative_embeds))
         confidence = clean_confidence(image, text, log_scale, a.formulation)
-        forget, retain = split_batch(confidence, a.forget_ratio)
-        similarity = extended_similarity(image, text, negative)
-        alignment = refine_alignment(
-            similarity.detach(), forget, plan_weight=a.plan_weight, entropy=a.entropy, formulation=a.formulation
-        )
+        forget, retain = self.split(confidence)
+        similarity = self.similarity(image, text, negative)
+        row_target, column_target, statistics = self.targets(similarity.detach(), forget)
         return {
-            "alignment_loss": alignment_loss(
-                similarity, alignment.row_target, alignment.column_target, log_scale, a.formulation
-            ),
-            "separation_loss": separation_loss(text, negative, a.margin_low, a.margin_high),
+            "alignment_loss": alignment_loss(similarity, row_target, column_target, log_scale, a.formulation),
+            **self.opposition(text, negative),
             **selection_statistics(confidence, forget, retain),
             **margin_statistics(text, negative, a.margin_low, a.margin_high),
-            **plan_statistics(alignment.row_plan),
+            **statistics,
         }
+
+    # What a variant of the method replaces
+
+    def split(self, confidence: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean confidence (N,) -> indices of the forget set and of the retained set."""
+        return split_batch(confidence, self.arguments.forget_ratio)
+
+    def similarity(self, image: Tensor, text: Tensor, negative: Tensor) -> Tensor:
+        """S̄ (N, N + 1)."""
+        return extended_similarity(image, text, negative)
+
+    def targets(self, similarity: Tensor, forget: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Targets of the rows and of the columns of `similarity`, without gradient, and what to log of them."""
+        a = self.arguments
+        refined = refine_alignment(
+            similarity, forget, plan_weight=a.plan_weight, entropy=a.entropy, formulation=a.formulation
+        )
+        return refined.row_target, refined.column_target, plan_statistics(refined.row_plan)
+
+    def opposition(self, text: Tensor, negative: Tensor) -> dict[str, Tensor]:
+        """Losses that hold captions and their negatives (N, D) apart."""
+        a = self.arguments
+        return {"separation_loss": separation_loss(text, negative, a.margin_low, a.margin_high)}
+
+
+def normalise_rows(matrix: Tensor) -> Tensor:
+    """`matrix` with rows that sum to 1. An empty row stays empty: it is the column that no image may go to."""
+    total = matrix.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, matrix / total, 0)
 
 
 def _indicator(n: int, members: Tensor) -> Tensor:
@@ -137,10 +168,4 @@ def _indicator(n: int, members: Tensor) -> Tensor:
 
 
 def _mix(plan: Tensor, target: Tensor, plan_weight: float) -> Tensor:
-    return plan_weight * _normalise_rows(plan) + (1 - plan_weight) * target
-
-
-def _normalise_rows(matrix: Tensor) -> Tensor:
-    # An empty row stays empty: it is the column that no image may go to.
-    total = matrix.sum(dim=1, keepdim=True)
-    return torch.where(total > 0, matrix / total, 0)
+    return plan_weight * normalise_rows(plan) + (1 - plan_weight) * target

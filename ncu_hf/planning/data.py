@@ -12,7 +12,7 @@ import torch
 from ncu_hf.data import PairSource, StreamSource
 from ncu_hf.data.loader.reader import BLOCK_BYTES, BLOCK_ROWS
 from ncu_hf.distributed import gather_json, world
-from ncu_hf.phases import Run
+from ncu_hf.run import Run
 
 # Seconds that the loader is tried for after its first batch, and how many batches each reader makes at most.
 _TRIAL_SECONDS, _TRIAL_TURNS = 10, 4

@@ -16,8 +16,9 @@ from ncu_hf.distributed import world
 from ncu_hf.modeling import NCUModel
 from ncu_hf.objectives import Objective
 from ncu_hf.objectives.negative_prompt import NegativePromptObjective
-from ncu_hf.phases import Run, make_trainer
+from ncu_hf.phases import make_trainer
 from ncu_hf.planning.memory import backward_bytes, embedding_bytes, matrix_bytes, optimizer_bytes, parameter_bytes
+from ncu_hf.run import Run
 from ncu_hf.trainer import NCUTrainer
 from ncu_hf.workspace import resuming
 

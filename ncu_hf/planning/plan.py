@@ -12,11 +12,11 @@ import psutil
 import torch
 
 from ncu_hf.objectives import Objective
-from ncu_hf.phases import Run
 from ncu_hf.planning.data import DataPlan, LoaderTrial, loading_bytes, plan_data, try_loader
 from ncu_hf.planning.doubts import doubts
 from ncu_hf.planning.phases import PhasePlan, plan_phase
 from ncu_hf.planning.text import render
+from ncu_hf.run import Run
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -66,17 +66,21 @@ def rank_pairs(
     return pairs, order
 
 
-def refuse_existing(paths: Sequence[str | Path], overwrite: bool) -> None:
+def refuse_existing(paths: Mapping[str | Path, str], overwrite: bool) -> None:
     """Check, before the work, that its output may be written.
+
+    Args:
+        paths (`Mapping[str | Path, str]`): Each file, and the flag that named it.
+        overwrite (`bool`): Whether existing files may be replaced.
 
     Raises:
         InputError: a file exists and `overwrite` is false, or its folder does not exist.
     """
-    for path in map(Path, paths):
+    for path, flag in ((Path(name), flag) for name, flag in paths.items()):
         if path.exists() and not overwrite:
-            raise InputError(f"--output: {path} exists; choose another name or add --overwrite.")
+            raise InputError(f"{flag}: {path} exists; choose another name or add --overwrite.")
         if not path.parent.is_dir():
-            raise InputError(f"--output: folder {path.parent} does not exist; make it first.")
+            raise InputError(f"{flag}: folder {path.parent} does not exist; make it first.")
 
 
 def write_audit(pairs: Sequence[AuditedPair], path: str | Path) -> None:

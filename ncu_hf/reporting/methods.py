@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 NCU = "Noisy Correspondence Unlearning (NCU)"
 NCU_URL = "https://arxiv.org/abs/2507.03434"
 NCU_BIBTEX = """@misc{han2025unlearning,
@@ -22,9 +24,23 @@ CLIP_BIBTEX = """@inproceedings{radford2021learning,
   year      = {2021},
   publisher = {PMLR}
 }"""
+SOFTCLIP_BIBTEX = """@inproceedings{gao2024softclip,
+  title     = {SoftCLIP: Softer Cross-Modal Alignment Makes CLIP Stronger},
+  author    = {Yuting Gao and Jinfeng Liu and Zihan Xu and Tong Wu and Enwei Zhang and Ke Li and Jie Yang and
+               Wei Liu and Xing Sun},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  volume    = {38},
+  pages     = {1860--1868},
+  year      = {2024}
+}"""
 FORMULATIONS = {
     "released": "the losses follow the authors' released code where it differs from the printed equations",
     "paper": "the losses follow the printed equations where the authors' released code differs from them",
+}
+CONFIDENCES = {
+    "released": "the softmax over the captions of the batch, at the pair's own",
+    "paper": "the mean of the softmax over the captions and of the softmax over the images of the batch, both at the"
+    " pair's own",
 }
 NCU_PROCEDURE = (
     "Two phases, each a short fine-tune on image-text pairs. First a negative prompt is learned: vectors placed before"
@@ -37,6 +53,11 @@ CLIP_PROCEDURE = (
     "The symmetric contrastive loss of CLIP (image to text and text to image, over the whole batch), on all pairs as"
     " they are: no pair is filtered, weighted or forgotten."
 )
+NEGATIVE_PROMPT_PHASE = (
+    "Two phases. The first is that of NCU: a negative prompt is learned, vectors placed before a caption that turn it"
+    " into its hardest negative, while the text tower and both projections train along and the vision tower is frozen."
+)
+CONTROL_LIMIT = "This model is a point of comparison in a study; nothing says that it is the one to use."
 FORGET_LIMIT = (
     "Forgetting rests on the model's own confidence: correct pairs that it finds hard are forgotten too, and mismatched"
     " pairs that it fits well are kept."
@@ -54,6 +75,101 @@ INHERITED_LIMIT = (
 )
 
 
+class Comparison(NamedTuple):
+    """A method that NCU is compared with, or NCU with a part replaced or left out.
+
+    Args:
+        summary (`str`): What it is, in one clause.
+        procedure (`str`): What was done. All of it holds for any setting of the hyperparameters.
+        detail (`dict[str, str]`): What the formulation of the run decides, by formulation, said as `detail_of`.
+        detail_of (`str`): Begins the sentence on that.
+        forgets (`bool`): Whether pairs are forgotten or dropped.
+        source (`str`): What the method is cited by.
+        tags (`tuple[str, ...]`): Further tags.
+    """
+
+    summary: str
+    procedure: str
+    detail: dict[str, str]
+    detail_of: str
+    forgets: bool = True
+    source: str = NCU_BIBTEX
+    tags: tuple[str, ...] = ("machine-unlearning",)
+
+
+COMPARISONS = {
+    "clip_retained": Comparison(
+        summary="the contrastive loss of CLIP on the pairs that are left when those of lowest clean confidence are"
+        " dropped from each batch",
+        procedure="In each batch the pairs of lowest clean confidence are dropped. The others are trained with the"
+        " symmetric contrastive loss of CLIP, with each other as the only negatives. Nothing is unlearned: this is the"
+        " control for what comes from dropping pairs alone.",
+        detail=CONFIDENCES,
+        detail_of="Clean confidence of a pair",
+        tags=("contrastive-learning",),
+    ),
+    "gradient_ascent": Comparison(
+        summary="gradient ascent on the pairs of lowest clean confidence, and the contrastive loss with label smoothing"
+        " on the others",
+        procedure="In each batch the pairs of lowest clean confidence form the forget set. Minimised is the negative of"
+        " CLIP's symmetric contrastive loss on the forget set plus that loss with label smoothing on the other pairs."
+        " Each of the two sets is contrasted with itself alone.",
+        detail=CONFIDENCES,
+        detail_of="Clean confidence of a pair",
+    ),
+    "softclip": Comparison(
+        summary="a contrastive loss with targets that are softened by the similarities inside each modality, after"
+        " SoftCLIP",
+        procedure="The target of an image over the captions of the batch is a mix of its own caption and of the softmax"
+        " of its similarities to the other images; the target of a caption over the images is made in the same way from"
+        " the captions. The similarities are those of the frozen model that the training started from. SoftCLIP as"
+        " published takes them from features of detected regions instead, and has a further term for the relations"
+        " among negatives.",
+        detail={},
+        detail_of="",
+        forgets=False,
+        source=SOFTCLIP_BIBTEX,
+        tags=("contrastive-learning",),
+    ),
+    "ncu_text_negation": Comparison(
+        summary="NCU with hand-written negating words in place of the learned negative prompt",
+        procedure="One phase, the second of NCU: in each batch the pairs of lowest clean confidence form the forget set"
+        " and their images are aligned with negative captions instead; soft targets between all images and captions"
+        " come from one masked entropic optimal transport problem. The negative of a caption is the caption behind a"
+        " fixed phrase that negates it, such as 'the image has no', drawn at random from a short list; there is no"
+        " prompt to learn.",
+        detail=FORMULATIONS,
+        detail_of="Formulation",
+    ),
+    "ncu_max_distance": Comparison(
+        summary="NCU that pushes each negative caption as far from its caption as it can be",
+        procedure=f"{NEGATIVE_PROMPT_PHASE} Then the model unlearns as with NCU, under targets that come from optimal"
+        " transport, the prompt being frozen. In both phases the losses of NCU on captions and their negatives (a band"
+        " of similarity and, in the first phase, equal relations) are replaced by one that pushes their Euclidean"
+        " distance to 2, where they are opposite.",
+        detail=FORMULATIONS,
+        detail_of="Formulation",
+    ),
+    "ncu_false_negatives_only": Comparison(
+        summary="NCU that unlearns false negatives alone: no pair is forgotten",
+        procedure=f"{NEGATIVE_PROMPT_PHASE} In the second phase soft targets between all images and captions of a batch"
+        " come from one entropic optimal transport problem. No pair is forgotten and no image is aligned with a"
+        " negative caption; captions and their negatives are only held apart. The prompt is frozen.",
+        detail=FORMULATIONS,
+        detail_of="Formulation",
+        forgets=False,
+    ),
+    "ncu_false_positives_only": Comparison(
+        summary="NCU that unlearns false positives alone: its targets are hard",
+        procedure=f"{NEGATIVE_PROMPT_PHASE} In the second phase the pairs of lowest clean confidence of each batch form"
+        " the forget set; the only target of their images is their own negative caption, that of the other images their"
+        " own caption. No transport problem is solved. The prompt is frozen.",
+        detail=FORMULATIONS,
+        detail_of="Formulation",
+    ),
+}
+
+
 def describe(run: dict) -> dict:
     """Sentences and tags of a card.
 
@@ -68,7 +184,7 @@ def describe(run: dict) -> dict:
         return _clip(run)
     if method == "ncu":
         return _ncu(run)
-    return _other(run, method)
+    return _comparison(run, COMPARISONS[method])
 
 
 def _ncu(run: dict) -> dict:
@@ -101,14 +217,16 @@ def _clip(run: dict) -> dict:
     }
 
 
-def _other(run: dict, method: str) -> dict:
+def _comparison(run: dict, method: Comparison) -> dict:
+    detail = method.detail.get(run.get("formulation"))
     return {
-        "summary": f"{_start(run)}, fine-tuned with `{method}`, a point of comparison for [{NCU}]({NCU_URL}).",
-        "procedure": f"Method `{method}`; the hyperparameters below define it." + _adapters(run),
-        "limits": _limits(run),
-        "tags": ["clip", "noisy-correspondence"],
-        "citation_note": "The study that compares such methods:",
-        "bibtex": NCU_BIBTEX,
+        "summary": f"{_start(run)}, fine-tuned with `{run['method']}`, a point of comparison for [{NCU}]({NCU_URL}):"
+        f" {method.summary}.",
+        "procedure": method.procedure + (f" {method.detail_of}: {detail}." if detail else "") + _adapters(run),
+        "limits": [CONTROL_LIMIT, *([FORGET_LIMIT] if method.forgets else []), *_limits(run)],
+        "tags": ["clip", "noisy-correspondence", *method.tags],
+        "citation_note": "The method:" if method.source != NCU_BIBTEX else "The study that compares such methods:",
+        "bibtex": method.source,
     }
 
 

@@ -2,39 +2,84 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ncu_hf.reporting.methods import describe
-from ncu_hf.reporting.results import SIDES, publishable
-from ncu_hf.reporting.tables import escape_cell, markdown_table, result_rows
+from ncu_hf.reporting import sections
+from ncu_hf.reporting.hub_results import EVAL_RESULTS, PREFIX, eval_result_files
+from ncu_hf.reporting.markdown import code, code_block, code_cell, hub_link, is_hub_id, one_line, plain, table
+from ncu_hf.reporting.metadata import card_metadata
+from ncu_hf.reporting.methods import NOT_MEASURED, describe
+from ncu_hf.reporting.results import SET_GROUPS, publishable
+from ncu_hf.reporting.rows import FORGET_SET, PROBE, RETRIEVAL, ZERO_SHOT, average_row, result_rows
+from ncu_hf.reporting.tables import markdown_table
 
-KINDS = {
-    "positives": "positive pairs",
-    "negatives_mean": "mean of an image's negatives",
-    "negatives_top": "mean of its top 5 % negatives",
-}
+LOCAL_FOLDER = "path/to/this/folder"
+REVISION = re.compile(r"[\w./\-]+", re.ASCII)
+MEASURED = (*SET_GROUPS, "similarity", "forget_set")
+SIZES = ("k", "n", "n_mismatched")  # of the forget set, in its sentence
+UNFINISHED = (
+    "This is a checkpoint of a training that had not finished. It is not the final model, and nothing was measured on"
+    " it."
+)
+
+
+def write_card(run: dict, folder: str | Path) -> None:
+    """Write `README.md` and the files of `.eval_results/`, in place of those of an earlier call.
+
+    Args:
+        run (`dict`): See `ncu_hf.reporting.results`.
+        folder (`str` or `Path`): Of the model; what `plots` names is relative to it.
+    """
+    folder = Path(folder)
+    for earlier in (folder / EVAL_RESULTS).glob(f"{PREFIX}*.yaml"):
+        earlier.unlink()
+    for name, text in eval_result_files(run).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(render_model_card(run), encoding="utf-8")
 
 
 def render_model_card(run: dict) -> str:
     """Text of the card (README.md) with its metadata.
 
     Args:
-        run (`dict`): See `ncu_hf.reporting.results`. Access tokens, folders of this machine and empty values are
-            removed before anything is written.
+        run (`dict`): See `ncu_hf.reporting.results`. Access tokens, folders of this machine, empty values and numbers
+            that are not finite are removed before anything is written.
 
     Returns:
         `str`: that `huggingface_hub.ModelCard` parses.
     """
-    run = publishable(run)
+    run = _with_safe_names(publishable(run))
     body = _environment().get_template("model_card.md").render(_context(run))
-    card = ModelCard(f"---\n{_metadata(run).to_yaml()}\n---\n\n{body}")
-    return str(card).rstrip() + "\n"
+    return f"---\n{card_metadata(run).to_yaml()}\n---\n\n{body.rstrip()}\n"
 
 
+def _with_safe_names(run: dict) -> dict:
+    """Copy whose names fit the sentences of `ncu_hf.reporting.methods`, which hold them in code spans and links.
+
+    What was measured before the end of a run is left out: its numbers would be of another model.
+    """
+    base = {key: one_line(value).replace("`", "") for key, value in run["base_model"].items()}
+    if base["kind"] == "hub" and not is_hub_id(base.get("name")):
+        base["kind"] = "local"
+    kept = {key: value for key, value in run.items() if "checkpoint" not in run or key not in MEASURED}
+    return {
+        "model_name": "CLIP",
+        **kept,
+        "method": one_line(run["method"]).replace("`", ""),
+        "base_model": base,
+        "data": {"description": "not described.", **run.get("data", {})},
+    }
+
+
+@cache
 def _environment() -> jinja2.Environment:
     folder = files("ncu_hf.reporting") / "templates"
     environment = jinja2.Environment(
@@ -42,73 +87,97 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined,
-        autoescape=False,  # Markdown, which the Hub sanitises
+        autoescape=False,  # Markdown: what others wrote goes through the filters below
     )
-    environment.filters |= {"cell": escape_cell, "value": _value, "code": lambda text: text.replace("```", "")}
+    environment.filters |= {"plain": plain, "code": code, "block": code_block}
     return environment
 
 
-def _value(number: Any) -> str:
-    """A number as it is read, a dash for one that is not known."""
-    if isinstance(number, jinja2.Undefined):
-        return "-"
-    return f"{number:.3g}" if isinstance(number, float) and abs(number) < 100 else f"{number:,.0f}"
-
-
-def _context(run: dict) -> dict:
-    hyperparameters = _hyperparameters(run)
-    zero_shot = run.get("zero_shot", {})
+def _context(run: dict) -> dict[str, Any]:
+    hyperparameters, differs = sections.hyperparameter_table(run)
     return {
         "run": run,
-        "title": run["model_name"],
-        "load_from": run.get("hub_model_id", "path/to/this/folder"),
-        "outcome": _outcome(run.get("retrieval", {})),
+        "load_from": _load_from(run),
+        "phases": _phases_table(run.get("phases", [])),
         "data_lines": _data_lines(run["data"]),
+        "health": _health(run.get("data_health", {})),
+        "reasons": _reasons_table(run.get("data_health", {})),
         "hyperparameters": hyperparameters,
-        "differs": any(row["differs"] for row in hyperparameters),
-        "retrieval": markdown_table(run, "Retrieval"),
-        "zero_shot": markdown_table(run, "Zero-shot classification"),
-        "forget_set": markdown_table(run, "Forget set"),
-        "has_before": any("before" in row.values for row in result_rows(run)),
-        "sizes": _sizes(run),
-        "hashes": {name: sides["after"]["hash"] for name, sides in zero_shot.items() if "hash" in sides["after"]},
-        "similarity": _similarity(run.get("similarity", {})),
-        **describe(run),
+        "differs": differs,
+        "verification": _verification_table(run.get("verification", {})),
+        **_results_context(run),
+        **_description(run),
     }
 
 
-def _sizes(run: dict) -> dict[str, str]:
-    sizes = {**run.get("retrieval", {}).get("after", {}), **run.get("forget_set", {}).get("after", {})}
-    return {key: f"{size:,}" for key, size in sizes.items() if isinstance(size, int)}
+def _load_from(run: dict) -> str:
+    """Arguments that load the published model; a checkpoint is not it, and an id without owner cannot be loaded."""
+    hub_id, revision = run.get("hub_model_id", ""), run.get("hub_revision", "")
+    if not is_hub_id(hub_id) or "/" not in hub_id or "checkpoint" in run:
+        return f'"{LOCAL_FOLDER}"'
+    return f'"{hub_id}"' + (f', revision="{revision}"' if REVISION.fullmatch(revision) else "")
 
 
-def _outcome(sides: dict) -> str:
-    """One sentence on mean recall, whichever way it went."""
-    if not all(side in sides for side in SIDES):
-        return ""
-    before, after = (sides[side] for side in SIDES)
-    difference = 100 * (after["mean_recall"] - before["mean_recall"])
-    (low, high), (low_after, high_after) = (numbers["interval"]["mean_recall"] for numbers in (before, after))
-    apart = high < low_after or high_after < low
-    return (
-        f"Mean retrieval recall (R@1, R@5 and R@10 both ways) went from {100 * before['mean_recall']:.1f} % to"
-        f" {100 * after['mean_recall']:.1f} % ({difference:+.1f} points; the 95 % intervals"
-        f" {'do not overlap' if apart else 'overlap'})."
-    )
+def _results_context(run: dict) -> dict[str, Any]:
+    rows = result_rows(run)
+    summary = run.get("forget_summary", {})
+    context = {
+        "outcome": sections.outcome_lines(run),
+        "zero_shot": markdown_table(run, ZERO_SHOT),
+        "retrieval": markdown_table(run, RETRIEVAL),
+        "linear_probe": markdown_table(run, PROBE),
+        "probes": sections.probe_table(run.get("linear_probe", {})),
+        "forget_set": markdown_table(run, FORGET_SET),
+        "similarity": sections.similarity_table(run.get("similarity", {})),
+        "sets": sections.sets_table(run),
+        "has_before": any("before" in row.values for row in rows),
+        "has_average": any(average_row(rows, group) for group in (ZERO_SHOT, PROBE)),
+        "sizes": {key: f"{size:,}" for key, size in run.get("forget_set", {}).get("after", {}).items() if key in SIZES},
+    }
+    if summary and not context["forget_set"]:
+        context["forget_text"] = sections.forget_summary_text(summary)
+        context["forget_table"] = sections.forget_summary_table(summary)
+    tables = ("zero_shot", "retrieval", "linear_probe", "forget_set", "similarity")
+    return {**context, "has_results": any(context[name] for name in tables)}
+
+
+def _description(run: dict) -> dict[str, Any]:
+    told = describe(run)
+    if "checkpoint" in run:
+        told["limits"] = [UNFINISHED, *(limit for limit in told["limits"] if limit != NOT_MEASURED)]
+    return told
+
+
+def _phases_table(phases: list[dict]) -> str:
+    rows = [
+        [plain(phase.get("name", "")), *(_number(phase.get(key)) for key in ("steps", "epochs", "seconds"))]
+        for phase in phases
+    ]
+    return table(("phase", "steps", "epochs", "seconds"), rows)
+
+
+def _number(number: float | None) -> str:
+    if number is None:
+        return "-"
+    return f"{number:.3g}" if isinstance(number, float) and abs(number) < 100 else f"{number:,.0f}"
 
 
 def _data_lines(data: dict) -> list[str]:
     lines = []
     if "n_pairs" in data:
         lines.append(f"Training pairs: {data['n_pairs']:,}")
-    if "noise_share" in data and data["noise_share"] > 0:
+    if data.get("noise_share", 0) > 0:
         lines.append(f"Captions shuffled on purpose among {100 * data['noise_share']:.0f} % of them")
     if "hub_id" in data:
-        lines.append(f"Data set: [{data['hub_id']}](https://huggingface.co/datasets/{data['hub_id']})")
+        lines.append(f"Data set: {hub_link(data['hub_id'], data.get('revision'))}")
     if "revision" in data:
-        lines.append(f"Revision: `{data['revision']}`")
+        lines.append(f"Revision: {code(data['revision'])}")
     if "subset" in data:
         lines.append(_subset_line(data["subset"]))
+    augmentation = data.get("augmentation", [])
+    if augmentation:
+        words = [augmentation] if isinstance(augmentation, str) else augmentation
+        lines.append(f"Preprocessing in training: {'; '.join(map(plain, words))}")
     return lines
 
 
@@ -118,67 +187,27 @@ def _subset_line(subset: dict) -> str:
     return f"A random subset was asked for, {asked} with seed {subset['seed']}: {taken}"
 
 
-def _hyperparameters(run: dict) -> list[dict]:
-    paper = run.get("paper_hyperparameters", {})
-    return [
-        {"name": name, "value": value, "paper": paper.get(name, ""), "differs": name in paper and paper[name] != value}
-        for name, value in run.get("hyperparameters", {}).items()
-    ]
+def _health(health: dict) -> str:
+    if "seen" not in health:
+        return ""
+    seen, skipped = f"{health['seen']:,}", health.get("skipped", 0)
+    if not skipped:
+        return f"Health: all {seen} records that were read could be used."
+    share = 100 * skipped / max(health["seen"], 1)
+    return f"Health: of {seen} records that were read, {skipped:,} ({share:.2g} %) could not be used and were left out."
 
 
-def _similarity(sides: dict) -> dict:
-    """Cells of the table: mean and standard deviation of each kind, by side."""
-    present = [side for side in SIDES if side in sides]
-    rows = [
-        [label, *(f"{sides[side][kind]['mean']:.3f} ± {sides[side][kind]['std']:.3f}" for side in present)]
-        for kind, label in KINDS.items()
-    ]
-    heads = present if len(present) > 1 else ["mean ± standard deviation"]
-    return {"sides": heads, "rows": rows} if present else {}
+def _reasons_table(health: dict) -> str:
+    return table(("reason", "records"), [[plain(reason), f"{n:,}"] for reason, n in health.get("reasons", {}).items()])
 
 
-def _metadata(run: dict) -> ModelCardData:
-    base, data, results = run["base_model"], run["data"], _eval_results(run)
-    optional = {key: run[key] for key in ("license", "language") if key in run}
-    if base["kind"] == "hub":
-        optional["base_model"] = base["name"]
-    if "hub_id" in data:
-        optional["datasets"] = [data["hub_id"]]
-    if results:
-        optional |= {"eval_results": results, "metrics": sorted({result.metric_type for result in results})}
-    return ModelCardData(
-        model_name=run["model_name"],
-        library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
-        tags=describe(run)["tags"],
-        **optional,
-    )
-
-
-def _eval_results(run: dict) -> list[EvalResult]:
-    """`model-index` entries of the model as it is published, that is, after the run."""
-    data, results = run["data"], []
-    name = data.get("eval_hub_id", "held-out pairs")
-    where = {"dataset_name": name, "dataset_type": data.get("eval_hub_id", "held-out-pairs")}
-    where |= {"dataset_revision": data["eval_revision"]} if "eval_revision" in data else {}
-    if "after" in run.get("retrieval", {}):
-        after = run["retrieval"]["after"]
-        task = {"task_type": "image-text-retrieval", "task_name": "Image-text retrieval", **where}
-        for direction in ("image_to_text", "text_to_image"):
-            words = direction.replace("_", " ").capitalize()
-            for cutoff in (1, 5, 10):
-                value = float(after[direction][f"R@{cutoff}"])
-                metric = {"metric_type": f"{direction}_recall_at_{cutoff}", "metric_name": f"{words} R@{cutoff}"}
-                results.append(EvalResult(**task, **metric, metric_value=value))
-    for set_name, sides in run.get("zero_shot", {}).items():
-        task = {"task_type": "zero-shot-image-classification", "task_name": "Zero-shot image classification"}
-        task |= {"dataset_name": set_name, "dataset_type": _slug(set_name)}
-        for key, words in (("accuracy", "Accuracy"), ("mean_per_class", "Mean per class")):
-            metric = {"metric_type": key, "metric_name": words, "metric_value": float(sides["after"][key])}
-            results.append(EvalResult(**task, **metric))
-    return results
-
-
-def _slug(name: str) -> str:
-    """`name` as the metadata wants an identifier."""
-    return "".join(letter if letter.isalnum() or letter in "-_./" else "-" for letter in name.lower()).strip("-")
+def _verification_table(verification: dict) -> str:
+    labels = {
+        "commit": "commit",
+        "embedding_digest": "digest of the embeddings",
+        "weights_sha256": "SHA-256 of the weights",
+        "torch": "torch",
+        "transformers": "transformers",
+    }
+    rows = [[label, code_cell(verification[key])] for key, label in labels.items() if key in verification]
+    return table(("", "value"), rows, left=2)

@@ -2,110 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import groupby
 
+from ncu_hf.reporting.markdown import plain, table
 from ncu_hf.reporting.results import SIDES
+from ncu_hf.reporting.rows import PROBE, ZERO_SHOT, Row, average_row, result_rows
 
-RECALLS = ("R@1", "R@5", "R@10")
-DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured quantity.
-
-    Attributes:
-        group (`str`): Heading of the table that it belongs to.
-        name (`str`): What was measured.
-        values (`dict[str, float]`): By side, `before` (may be missing) and `after`.
-        intervals (`dict[str, list[float]]`): 95 % intervals by side, where there are some.
-        n (`int`): Number of items that the value is a mean of.
-        percent (`bool`): Whether values are shares, shown in percent.
-    """
-
-    group: str
-    name: str
-    values: dict[str, float]
-    intervals: dict[str, list[float]]
-    n: int
-    percent: bool = True
-
-    def value(self, side: str) -> str:
-        """Value with its interval, or a dash."""
-        if side not in self.values:
-            return "-"
-        text = self._number(self.values[side])
-        if side in self.intervals:
-            low, high = map(self._number, self.intervals[side])
-            text += f" [{low}, {high}]"
-        return text
-
-    def difference(self) -> str:
-        """After minus before, in the unit of the values, or a dash."""
-        if not all(side in self.values for side in SIDES):
-            return "-"
-        difference = self.values["after"] - self.values["before"]
-        text = f"{100 * difference:+.1f}" if self.percent else f"{difference:+.3g}"
-        return text.replace("-0.0", "+0.0") if text == "-0.0" else text
-
-    def _number(self, value: float) -> str:
-        return f"{100 * value:.1f}" if self.percent else f"{value:.4g}"
-
-
-def result_rows(results: dict) -> list[Row]:
-    """All rows of a run (see `ncu_hf.reporting.results`), in the order of the table; missing groups are left out."""
-    rows = _retrieval_rows(results.get("retrieval", {}))
-    for name, sides in results.get("zero_shot", {}).items():
-        rows += _zero_shot_rows(name, sides)
-    return rows + _forget_set_rows(results.get("forget_set", {}))
-
-
-def _row(group: str, name: str, sides: dict, n: int, read: Callable[[dict], tuple], percent: bool = True) -> Row:
-    """`read` gives (value, interval or None) of one side."""
-    found = {side: read(sides[side]) for side in SIDES if side in sides}
-    values = {side: value for side, (value, _) in found.items()}
-    intervals = {side: interval for side, (_, interval) in found.items() if interval is not None}
-    return Row(group, name, values, intervals, n, percent)
-
-
-def _metric(key: str) -> Callable[[dict], tuple]:
-    return lambda numbers: (numbers[key], numbers.get("interval", {}).get(key))
-
-
-def _retrieval_rows(sides: dict) -> list[Row]:
-    if not sides:
-        return []
-    after, rows = sides["after"], []
-    for direction, words in DIRECTIONS.items():
-        n = after["n_images" if direction == "image_to_text" else "n_captions"]
-        part = {side: numbers[direction] for side, numbers in sides.items()}
-        rows += [_row("Retrieval", f"{words} {recall}", part, n, _metric(recall)) for recall in RECALLS]
-        rows.append(_row("Retrieval", f"{words} median rank", part, n, _metric("median_rank"), percent=False))
-    return [
-        *rows,
-        _row("Retrieval", "mean recall", sides, after["n_images"] + after["n_captions"], _metric("mean_recall")),
-    ]
-
-
-def _zero_shot_rows(name: str, sides: dict) -> list[Row]:
-    if not sides:
-        return []
-    after = sides["after"]
-    metrics = {"accuracy": "accuracy", "mean_per_class": "mean per class"}
-    if after["n_classes"] > 5:
-        metrics["top5"] = "top 5"
-    group = "Zero-shot classification"
-    label = f"{name} ({after['n_classes']} classes)"
-    return [_row(group, f"{label} {words}", sides, after["n"], _metric(key)) for key, words in metrics.items()]
-
-
-def _forget_set_rows(sides: dict) -> list[Row]:
-    if not sides:
-        return []
-    metrics = {"precision": "precision", "recall": "recall", "auroc": "AUROC"}
-    after = sides["after"]
-    return [_row("Forget set", words, sides, after["n"], _metric(key)) for key, words in metrics.items()]
+MARK = " *"
 
 
 def before_after_table(results: dict) -> str:
@@ -117,19 +20,25 @@ def before_after_table(results: dict) -> str:
     Returns:
         `str`: without line break at the end; empty if nothing was measured.
     """
-    rows = result_rows(results)
+    rows = table_rows(results)
     if not rows:
         return ""
-    cells = [("", *_heads(rows))]
-    cells += [(row.group, row.name, *_cells(row, rows)) for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(1, len(cells[0]))]
-    lines, group = [_aligned(cells[0][1:], widths), ""], ""
-    for line in cells[1:]:
-        if line[0] != group:
-            group = line[0]
-            lines.append(f"-- {group} ".ljust(sum(widths) + 2 * len(widths) - 2, "-"))
-        lines.append(_aligned(line[1:], widths))
-    return "\n".join(lines)
+    head = ("", *_heads(rows))
+    lines = [(row, (_name(row), *_cells(row, rows))) for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *(cells for _, cells in lines), strict=True)]
+    printed = [_aligned(head, widths), ""]
+    for group, members in groupby(lines, key=lambda line: line[0].group):
+        printed.append(f"-- {group} ".ljust(sum(widths) + 2 * len(widths) - 2, "-"))
+        for name, of_set in groupby(members, key=lambda line: line[0].set_name):
+            printed += [" ".join(name.split())] if name else []
+            printed += [_aligned(cells, widths) for _, cells in of_set]
+    if any(row.primary for row in rows):
+        printed += ["", "* the set's primary metric"]
+    return "\n".join(printed)
+
+
+def _name(row: Row) -> str:
+    return ("  " if row.set_name else "") + row.name + (MARK if row.primary else "")
 
 
 def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
@@ -141,22 +50,22 @@ def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
 
 
 def markdown_table(results: dict, group: str | None = None) -> str:
-    """The same as Markdown.
+    """The same as Markdown; the primary metric of a set comes first, in bold.
 
     Args:
         results (`dict`): See `ncu_hf.reporting.results`.
-        group (`str`, *optional*): Only these rows: `"Retrieval"`, `"Zero-shot classification"` or `"Forget set"`.
+        group (`str`, *optional*): Only these rows, one of the names in `ncu_hf.reporting.rows`.
 
     Returns:
         `str`: empty if there are no such rows.
     """
-    rows = [row for row in result_rows(results) if group in (None, row.group)]
-    if not rows:
-        return ""
-    heads = _heads(rows)
-    lines = [heads, ("---", *["---:"] * (len(heads) - 1))]
-    lines += [(row.name, *_cells(row, rows)) for row in rows]
-    return "\n".join("| " + " | ".join(escape_cell(cell) for cell in line) + " |" for line in lines)
+    rows = [row for row in table_rows(results) if group in (None, row.group)]
+    lines, last = [], ""
+    for row in rows:
+        name = f"**{row.name}**" if row.primary else row.name
+        lines.append((plain(row.set_name) if row.set_name != last else "", name, *_cells(row, rows)))
+        last = row.set_name
+    return table(("set", "metric", *_heads(rows)), lines, left=2)
 
 
 def escape_cell(text: object) -> str:
@@ -164,14 +73,25 @@ def escape_cell(text: object) -> str:
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
+def table_rows(results: dict) -> list[Row]:
+    """The rows of a run with the averages over sets, each after the sets that it averages."""
+    rows = result_rows(results)
+    complete: list[Row] = []
+    for group, members in groupby(rows, key=lambda row: row.group):
+        complete += members
+        average = average_row(rows, group) if group in (ZERO_SHOT, PROBE) else None
+        complete += [average] if average is not None else []
+    return complete
+
+
 def _heads(rows: list[Row]) -> tuple[str, ...]:
-    return ("metric", "before", "after", "difference", "n") if _has_before(rows) else ("metric", "value", "n")
+    return (*SIDES, "difference", "n") if _has_before(rows) else ("value", "n")
 
 
 def _cells(row: Row, rows: list[Row]) -> tuple[str, ...]:
     if not _has_before(rows):
-        return row.value("after"), str(row.n)
-    return *map(row.value, SIDES), row.difference(), str(row.n)
+        return row.value("after"), row.size()
+    return *map(row.value, SIDES), row.difference(), row.size()
 
 
 def _has_before(rows: list[Row]) -> bool:

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from PIL import Image
@@ -54,36 +56,63 @@ def test_long_text_keeps_its_end_token(tiny):
 def test_images_equal_one_by_one(tiny, batch_size):
     model, processor = tiny
     images = pictures(5)
-    embeds = ClipEncoder(model, processor, batch_size=batch_size).encode_images(images)
+    encoded = ClipEncoder(model, processor, batch_size=batch_size).encode_images(images)
     with torch.no_grad():
         pixels = [processor.image_processor(images=image, return_tensors="pt")["pixel_values"] for image in images]
         expected = torch.cat([model.get_image_features(pixel_values=one).pooler_output for one in pixels])
-    torch.testing.assert_close(embeds, torch.nn.functional.normalize(expected, dim=-1), rtol=0, atol=2e-6)
-    torch.testing.assert_close(embeds.norm(dim=1), torch.ones(5))
+        pooled = torch.cat([model.vision_model(pixel_values=one).pooler_output for one in pixels])
+    torch.testing.assert_close(encoded.embeds, torch.nn.functional.normalize(expected, dim=-1), rtol=0, atol=2e-6)
+    torch.testing.assert_close(encoded.embeds.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(encoded.pooled, pooled, rtol=1e-5, atol=2e-6)
+    assert encoded.faults == {} and encoded.usable.tolist() == list(range(5))
 
 
-def test_a_generator_is_read_a_batch_at_a_time(tiny, monkeypatch):
+class Stored(Sequence):
+    """Images that count how often they are read."""
+
+    def __init__(self, images):
+        self.images, self.reads = images, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
+        self.reads.append(row)
+        return self.images[row]
+
+
+def test_images_are_read_once_and_a_batch_at_a_time(tiny, monkeypatch):
     model, processor = tiny
-    yielded, seen = [], []
-    original = model.get_image_features
+    stored, seen = Stored(pictures(5)), []
+    original = model.vision_model.forward
 
-    def recorded(**inputs):
-        seen.append(len(yielded))
-        return original(**inputs)
+    def recorded(*args, **inputs):
+        seen.append(len(stored.reads))
+        return original(*args, **inputs)
 
-    def images():
-        for image in pictures(5):
-            yielded.append(1)
-            yield image
-
-    monkeypatch.setattr(model, "get_image_features", recorded)
-    assert ClipEncoder(model, processor, batch_size=2).encode_images(images()).shape == (5, 32)
+    monkeypatch.setattr(model.vision_model, "forward", recorded)
+    assert ClipEncoder(model, processor, batch_size=2).encode_images(stored).embeds.shape == (5, 32)
+    assert stored.reads == [0, 1, 2, 3, 4]
     assert seen == [2, 4, 5]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_an_image_that_cannot_be_decoded_is_told_and_leaves_the_others_alone(tiny, png, batch_size, workers):
+    images = [png(0), b"broken", png(1), "no/such/file.png", png(2), png(3)[:60], png(4)]
+    encoder = ClipEncoder(*tiny, batch_size=batch_size, workers=workers)
+    encoded = encoder.encode_images(images)
+    assert encoded.faults == {1: "undecodable", 3: "missing_file", 5: "truncated"}
+    assert encoded.usable.tolist() == [0, 2, 4, 6]
+    assert encoded.embeds[[1, 3, 5]].abs().max() == encoded.pooled[[1, 3, 5]].abs().max() == 0
+    alone = encoder.encode_images([png(seed) for seed in (0, 1, 2, 4)])
+    torch.testing.assert_close(encoded.embeds[encoded.usable], alone.embeds, rtol=0, atol=2e-6)
 
 
 def test_nothing_gives_empty_embeddings(tiny):
     encoder = ClipEncoder(*tiny)
-    assert encoder.encode_texts([]).shape == encoder.encode_images([]).shape == (0, 32)
+    assert encoder.encode_texts([]).shape == encoder.encode_images([]).embeds.shape == (0, 32)
+    assert encoder.encode_images([]).usable.shape == (0,)
 
 
 def test_training_modes_are_restored_and_no_gradient_is_kept(tiny):
@@ -103,14 +132,26 @@ def test_training_modes_are_restored_after_an_error(tiny):
     model, processor = tiny
     model.train()
 
-    def broken():
-        yield from pictures(1)
-        raise ValueError("broken source")
+    class Broken(Stored):
+        def __getitem__(self, row):
+            raise ValueError("broken source")
 
     with pytest.raises(ValueError, match="broken source"):
-        ClipEncoder(model, processor).encode_images(broken())
+        ClipEncoder(model, processor).encode_images(Broken(pictures(1)))
     assert model.training and model.text_model.training
     model.eval()
+
+
+def test_published_numbers_are_computed_in_full_precision(tiny):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    try:
+        with evaluating(tiny[0]):
+            assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32 == before[1]
+    finally:
+        torch.set_float32_matmul_precision(before[0])
 
 
 def test_both_kinds_of_output_are_read(tiny, monkeypatch):
@@ -126,7 +167,7 @@ def test_half_precision_model_gives_float32_units(tiny):
     exact = ClipEncoder(model, processor).encode_texts(TEXTS)
     encoder = ClipEncoder(model.to(torch.bfloat16), processor)
     embeds = encoder.encode_texts(TEXTS)
-    assert embeds.dtype == encoder.encode_images(pictures(2)).dtype == torch.float32
+    assert embeds.dtype == encoder.encode_images(pictures(2)).embeds.dtype == torch.float32
     torch.testing.assert_close(embeds.norm(dim=1), torch.ones(5), rtol=0, atol=1e-6)
     assert (embeds - exact).abs().max() < 0.05
 

@@ -42,12 +42,12 @@ def test_hostile_captions_survive_the_csv(tmp_path):
 
 def test_output_is_not_replaced_unasked(tmp_path):
     (tmp_path / "x.csv").write_text("mine")
-    refuse_existing([tmp_path / "y.csv"], overwrite=False)
-    refuse_existing([tmp_path / "x.csv"], overwrite=True)
-    with pytest.raises(InputError, match="exists"):
-        refuse_existing([tmp_path / "y.csv", tmp_path / "x.csv"], overwrite=False)
+    refuse_existing({tmp_path / "y.csv": "--output"}, overwrite=False)
+    refuse_existing({tmp_path / "x.csv": "--output"}, overwrite=True)
+    with pytest.raises(InputError, match=r"--plot: .*x\.csv exists"):
+        refuse_existing({tmp_path / "y.csv": "--csv", tmp_path / "x.csv": "--plot"}, overwrite=False)
     with pytest.raises(InputError, match="make it first"):
-        refuse_existing([tmp_path / "no" / "x.csv"], overwrite=True)
+        refuse_existing({tmp_path / "no" / "x.csv": "--output"}, overwrite=True)
 
 
 def test_contact_sheet_draws_every_picture(tmp_path):

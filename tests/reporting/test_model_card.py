@@ -1,164 +1,117 @@
 import copy
+import json
+import math
 import re
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
+from ncu_hf.reporting.forgetting import forget_summary
+from ncu_hf.reporting.hub_results import eval_result_files
 from ncu_hf.reporting.model_card import render_model_card
+from ncu_hf.reporting.results import publishable
 
-
-def recalls(value):
-    one = {"R@1": value, "R@5": value, "R@10": value, "median_rank": 3.0}
-    one["interval"] = {f"R@{cutoff}": [value - 0.1, value + 0.1] for cutoff in (1, 5, 10)}
-    return {
-        "n_images": 1000,
-        "n_captions": 5000,
-        "image_to_text": one,
-        "text_to_image": one,
-        "mean_recall": value,
-        "rsum": 600 * value,
-        "interval": {"mean_recall": [value - 0.1, value + 0.1], "rsum": [0.0, 600.0]},
-    }
-
-
-def accuracy(value, digest):
-    interval = {key: [value - 0.1, value + 0.1] for key in ("accuracy", "top5", "mean_per_class")}
-    shares = {"accuracy": value, "top5": 0.9, "mean_per_class": value}
-    return {**shares, "interval": interval, "n": 400, "n_classes": 10, "hash": digest}
-
-
-def spread(mean):
-    return {kind: {"mean": mean, "std": 0.1} for kind in ("positives", "negatives_mean", "negatives_top")}
-
-
-def found(precision):
-    return {"precision": precision, "recall": 0.8, "auroc": 0.95, "k": 1000, "n": 10000, "n_mismatched": 3000}
-
-
-@pytest.fixture
-def run():
-    return {
-        "model_name": "clip-ncu",
-        "method": "ncu",
-        "formulation": "released",
-        "base_model": {"name": "openai/clip-vit-base-patch32", "kind": "hub", "revision": "abc123"},
-        "license": None,
-        "data": {
-            "description": "Captioned photographs from /home/someone/data/train.csv.",
-            "n_pairs": 10000,
-            "noise_share": 0.3,
-            "hub_id": "pixparse/cc3m-wds",
-            "revision": None,
-        },
-        "data_health": {"seen": 10003, "skipped": 3, "reasons": {"truncated": 2, "empty_caption": 1}},
-        "hyperparameters": {
-            "forget_ratio": 0.3,
-            "plan_weight": 0.7,
-            "train_data": "/home/someone/data/train.csv",
-            "hub_token": "hf_abcdefghijklmnopqrstuv",
-            "revision": None,
-        },
-        "paper_hyperparameters": {"forget_ratio": 0.1, "plan_weight": 0.7},
-        "phases": [
-            {"name": "negative_prompt", "steps": 78, "epochs": 2, "seconds": 31.53},
-            {"name": "unlearning", "steps": 1312, "epochs": 8, "seconds": 3131.5},
-        ],
-        "retrieval": {"before": recalls(0.4), "after": recalls(0.7)},
-        "zero_shot": {"colour": {"before": accuracy(0.5, "0a1b"), "after": accuracy(0.4, "0a1b")}},
-        "similarity": {"before": spread(0.2), "after": spread(0.3)},
-        "forget_set": {"before": found(0.9), "after": found(0.92)},
-        "plots": {"losses": "plots/losses.png", "similarities": "plots/similarities.png"},
-        "prompt": {"folder": "negative_prompt", "length": 8},
-        "command": "accelerate launch recipes/ncu.py --train_data /home/someone/data/train.csv",
-        "environment": {"torch": "2.13.0"},
-    }
-
-
-@pytest.fixture
-def scratch(run):
-    """A reference model: method clip, no earlier model, few details."""
-    return {
-        "model_name": "reference",
-        "method": "clip",
-        "base_model": {"kind": "scratch"},
-        "data": {"description": "Scenes."},
-        "phases": [{"name": "clip", "steps": 10, "epochs": 1.5, "seconds": 3.0}],
-        "hyperparameters": {"learning_rate": 0.001},
-        "retrieval": {"after": run["retrieval"]["after"]},
-    }
+SECTIONS = ["clip-ncu", "How to load it", "What was done", "Data", "Hyperparameters"]
+ENDS = ["Training", "Limits", "Citation"]
+MEASURED = ["zero_shot", "retrieval", "linear_probe", "similarity", "forget_set"]
 
 
 def headings(text):
-    return re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    """Of the text outside fenced blocks, whose fences may be longer than usual."""
+    return re.findall(r"^#+ (.*)$", without_code(text), flags=re.MULTILINE)
 
 
-def check_well_formed(text):
-    """What holds for every card."""
-    card = ModelCard(text)
-    assert card.data.library_name == "transformers"
-    assert card.data.pipeline_tag == "zero-shot-image-classification"
-    assert "verified" not in text
-    for word in ("None", "Undefined", "/home/", "hf_abc", "nan", "{{", "{%"):
-        assert word not in text, word
-    without_code = re.sub(r"```.*?```", "code", card.text, flags=re.DOTALL)
-    empty = re.search(r"^#+ .*\s*(?:^## |\Z)", without_code, re.MULTILINE)
-    assert empty is None, empty
-    assert "\n\n\n" not in text
-    for table in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
-        assert set(table.splitlines()[1]) <= set("| -:")
-    return card
+def without_code(text):
+    return re.sub(r"^(`{3,}).*?^\1$", "code", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_metadata(run):
-    data = check_well_formed(render_model_card(run)).data
-    assert data.base_model == "openai/clip-vit-base-patch32"
-    assert data.datasets == ["pixparse/cc3m-wds"]
-    assert "noisy-correspondence" in data.tags
-    assert data.license is None
-    assert data.model_name == "clip-ncu"
-    values = {(result.dataset_name, result.metric_type): result.metric_value for result in data.eval_results}
-    assert len(values) == 6 + 2
-    assert values["colour", "accuracy"] == 0.4
-    assert values["held-out pairs", "text_to_image_recall_at_5"] == 0.7
-    assert all(type(value) is float for value in values.values())
+@pytest.fixture
+def render(check_metadata):
+    """Render a card and check what holds for every one."""
+
+    def check(run):
+        text = render_model_card(run)
+        check_metadata(text)
+        body = ModelCard(text).text
+        assert "verified" not in text
+        for word in ("None", "Undefined", "/home/", "hf_abc", "nan", "inf ", "{{", "{%"):
+            assert word not in text, word
+        empty = re.search(r"^(#+) .*\s*(?:^#{1,2} |\Z)", without_code(body), re.MULTILINE)
+        assert empty is None, empty
+        assert "\n\n\n" not in text and "- \n" not in text
+        for table in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
+            assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+            assert set(table.splitlines()[1]) <= set("| -:")
+            assert len(table.splitlines()) > 2
+        return text
+
+    return check
 
 
-def test_sections(run):
-    text = render_model_card(run)
-    assert headings(text) == [
-        "clip-ncu",
-        "How to load it",
-        "What was done",
-        "Data",
-        "Hyperparameters",
-        "Results",
-        "Image-text retrieval",
-        "Zero-shot classification",
-        "Forget set",
-        "Similarities",
-        "Training",
-        "Limits",
-        "Citation",
-    ]
+@pytest.fixture
+def unmeasured(run):
+    return {key: value for key, value in run.items() if key not in (*MEASURED, "verification")}
+
+
+def test_metadata(run, check_metadata):
+    metadata = check_metadata(render_model_card(run))
+    assert metadata["base_model"] == "openai/clip-vit-base-patch32"
+    assert metadata["datasets"] == ["pixparse/cc3m-wds"]
+    assert metadata["language"] == ["en"]
+    assert "noisy-correspondence" in metadata["tags"]
+    assert "license" not in metadata
+    assert metadata["model-index"][0]["name"] == "clip-ncu"
+    assert {"accuracy", "mean_recall", "text_to_image_recall_at_5"} <= set(metadata["metrics"])
+
+
+def test_sections(run, render):
+    text = render(run)
+    results = ["Results", "Zero-shot classification", "Image-text retrieval", "Linear probe", "Similarities"]
+    checked = [*SECTIONS[:2], "Checked after the upload", *SECTIONS[2:]]
+    assert headings(text) == [*checked, *results, "Forget set", "What was measured on", *ENDS]
     assert "(plots/losses.png)" in text and "(plots/similarities.png)" in text
+    assert "![](" not in text
     assert "| truncated | 2 |" in text
-    assert "colour `0a1b`" in text
+    assert "of 10,003 records that were read, 3 (0.03 %) could not be used" in text
     assert "eprint        = {2507.03434}" in text
-    assert "1,000 images, 5,000 captions" in text
     assert "the 1,000 pairs of lowest clean confidence, of 10,000," in text
-    assert "`negative_prompt/`" in text
     assert "| `train_data` | train.csv |" in text
+    assert "- Preprocessing in training: Random crop of 50 to 100 % of the area; No mirroring: captions" in text
 
 
-def test_what_differs_from_the_paper_is_marked(run):
-    text = render_model_card(run)
-    assert "| `forget_ratio` \\* | 0.3 | 0.1 |" in text
-    assert "| `plan_weight` | 0.7 | 0.7 |" in text
+def test_how_to_load_it(run, render):
+    text = render(run)
+    for line in (
+        'CLIPModel.from_pretrained("me/clip-ncu")',
+        'CLIPProcessor.from_pretrained("me/clip-ncu")',
+        'pipeline("zero-shot-image-classification", model="me/clip-ncu")',
+        'NegativePrompt.from_pretrained("me/clip-ncu", subfolder="negative_prompt")',
+    ):
+        assert line in text
+    for hub_id in (None, "without-owner", 'x"); import os; ("'):
+        assert 'CLIPModel.from_pretrained("path/to/this/folder")' in render({**run, "hub_model_id": hub_id})
+
+
+def test_the_branch_of_a_publication_is_part_of_how_to_load_it(run, render):
+    text = render({**run, "hub_revision": "v2"})
+    assert text.count('"me/clip-ncu", revision="v2"') == 4
+    assert "revision=" not in render({**run, "hub_revision": 'x"); import os; ("'})
+
+
+def test_the_card_can_be_made_again_from_the_stored_numbers(run):
+    stored = json.loads(json.dumps(publishable(run), allow_nan=False))
+    assert render_model_card(stored) == render_model_card(run)
+
+
+def test_settings_that_differ_from_the_paper_come_first_and_are_marked(run, render):
+    text = render(run)
+    first = text.index("| `forget_ratio` \\* | 0.3 | 0.1 |")
+    assert first < text.index("| `plan_weight` | 0.7 | 0.7 |") < text.index("| `train_data` | train.csv |  |")
     run["hyperparameters"]["forget_ratio"] = 0.1
-    text = render_model_card(run)
+    text = render(run)
     assert "differ from the paper" not in text
-    assert "| `forget_ratio` | 0.1 |\n" in text
+    assert "| `plan_weight` | 0.7 |\n| `forget_ratio` | 0.1 |\n" in text
 
 
 @pytest.mark.parametrize(
@@ -168,94 +121,145 @@ def test_what_differs_from_the_paper_is_marked(run):
         (0.35, "from 40.0 % to 35.0 % (-5.0 points; the 95 % intervals overlap)"),
     ],
 )
-def test_the_outcome_is_told_either_way(run, after, sentence):
-    run["retrieval"]["after"] = recalls(after)
-    assert sentence in render_model_card(run)
+def test_the_outcome_is_told_either_way(run, render, recalls, after, sentence):
+    run["retrieval"]["held-out pairs"]["after"] = recalls(after)
+    assert sentence in render(run)
 
 
-def test_a_reference_claims_nothing_of_ncu(scratch):
-    card = check_well_formed(render_model_card(scratch))
-    assert "trained from random weights" in card.text
+def test_the_outcome_of_zero_shot_is_the_average_or_the_only_set(run, render):
+    text = render(run)
+    assert "The mean zero-shot result (average of 2 sets, primary metric of each) went from 59.5 % to 57.0 %" in text
+    assert "The average over sets is the unweighted mean" in text
+    del run["zero_shot"]["caltech101"]
+    text = render(run)
+    assert "Zero-shot classification of `cifar10` (accuracy) went from 50.0 % to 40.0 % (-10.0 points; the" in text
+    assert "unweighted" not in text
+
+
+def test_what_it_was_measured_on(run, render):
+    table = render(run).split("### What was measured on")[1].split("## Training")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 4  # cifar10 once, though two groups have it
+    commit = "5503434ddd753f426f4b38109466949a1217c2bb"
+    link = "https://huggingface.co/datasets/clip-benchmark/wds_vtab-cifar10"
+    assert f"({link}/tree/{commit}), test | `5503434ddd75` | `0a1b2c3d4e5f6a7b` |" in rows[0]
+    assert "| held-out pairs |" in rows[2] and "outputs/data/eval.parquet" in rows[2]
+    assert "`ffffffffffff` |" in rows[3]
+    assert "the first five captions of an image; 2 left out (truncated 2)" in rows[3]
+
+
+def test_a_probe_tells_how_it_was_fitted(run, render):
+    assert "| cifar10 | 45,000 | 5,000 | 0.316 | unprojected |" in render(run)
+    run["linear_probe"]["cifar10"]["after"]["regularisation"] = 1.0
+    assert "| cifar10 | 45,000 | 5,000 | 0.316 / 1 | unprojected |" in render(run)
+
+
+def test_verification(run, render):
+    text = render(run)
+    assert "got the same embeddings as the local model" in text
+    assert f"| digest of the embeddings | `{'e' * 64}` |" in text
+    run["verification"]["max_difference"] = 1.25e-7
+    assert "differ from those of the local model by 1.2e-07 at most" in render(run)
+    del run["verification"]
+    assert "Checked" not in render(run)
+
+
+def test_a_run_without_known_mismatches_tells_what_it_forgot(unmeasured, render):
+    line = {"clean_confidence_forget": 0.125, "clean_confidence_retain": 0.5, "clean_confidence_q50": 0.25, "step": 20}
+    last = {**line, "step": 40, "clean_confidence_q10": 0.1, "clean_confidence_q90": 0.9}
+    unmeasured["forget_summary"] = forget_summary({"unlearning": [line, last]}, 0.3)
+    text = render(unmeasured)
+    assert headings(text) == [*SECTIONS, "Forget set", *ENDS]
+    assert "In each of the 40 steps of phase `unlearning` the 30 % of a batch" in text
+    assert "median was 0.250, its 10 % and 90 % quantiles 0.100 and 0.900." in text
+    assert "| forget set | 0.125 | 0.125 |\n| retained pairs | 0.500 | 0.500 |" in text
+
+
+def test_known_mismatches_are_told_instead_of_the_log(run, render):
+    text = render({**run, "forget_summary": forget_summary({}, 0.3)})
+    summary = {"share": 0.3, "n_steps": 4, "confidence": {"forget": {"first": 0.1, "last": 0.2}}}
+    assert render({**run, "forget_summary": summary}) == text
+    assert headings(text).count("Forget set") == 1
+
+
+def test_a_checkpoint_says_that_it_is_not_the_final_model(checkpoint, render):
+    text = render(checkpoint)
+    assert headings(text) == [*SECTIONS, *ENDS]
+    top = text.split("# clip-ncu\n\n")[1]
+    assert top.startswith(
+        "> **Not the final model.** Checkpoint after step 100 of 1,312 of phase `unlearning` (2 of 2)"
+    )
+    assert "It is not the final model" in text.split("## Limits")[1]
+    assert "This run did not measure" not in text
+    assert 'from_pretrained("path/to/this/folder")' in text and "me/clip-ncu" not in text
+    assert "(plots/losses.png)" in text and "similarities.png" not in text
+
+
+def test_a_reference_claims_nothing_of_ncu(scratch, render):
+    text = render(scratch)
+    assert "trained from random weights" in text
     for word in ("NCU", "ncu", "nlearn", "2507.03434", "negative prompt", "Forget", "forget set", "| before", "Before"):
-        assert word not in str(card), word
-    assert card.data.base_model is None and card.data.datasets is None
-    assert "radford2021learning" in card.text
-    assert "| 10 | 1.5 | 3 |" in card.text
+        assert word not in text, word
+    assert "radford2021learning" in text
+    assert "| 10 | 1.5 | 3 |" in text
 
 
-def test_continued_training_names_its_start(scratch):
+def test_continued_training_names_its_start(scratch, render):
     scratch["base_model"] = {"name": "/home/someone/reference", "kind": "local"}
-    card = check_well_formed(render_model_card(scratch))
-    assert "A CLIP from a local checkpoint (`reference`), trained further" in card.text
-    assert card.data.base_model is None
+    text = render(scratch)
+    assert "A CLIP from a local checkpoint (`reference`), trained further" in text
+    assert "base_model" not in text
 
 
-def test_another_method_is_named_without_claims(run):
-    run["method"], run["formulation"] = "gradient_ascent", None
-    text = render_model_card(run)
-    check_well_formed(text)
+def test_another_method_is_named_without_claims(run, render):
+    text = render({**run, "method": "gradient_ascent", "formulation": None})
     assert "`gradient_ascent`" in text
     assert "negative prompt is learned" not in text
 
 
-def test_adapters_are_told(run):
-    assert "LoRA" not in render_model_card(run)
+def test_adapters_are_told(run, render):
+    assert "LoRA" not in render(run)
     run["hyperparameters"]["lora_rank"] = 4
-    assert "LoRA adapters of rank 4" in render_model_card(run)
+    assert "LoRA adapters of rank 4" in render(run)
 
 
-def test_known_licence_and_hub_id_are_used(run):
-    run |= {"license": "mit", "hub_model_id": "me/clip-ncu"}
-    card = check_well_formed(render_model_card(run))
-    assert card.data.license == "mit"
-    assert 'CLIPModel.from_pretrained("me/clip-ncu")' in card.text
-
-
-GROUPS = """retrieval zero_shot similarity forget_set plots prompt command environment data_health hyperparameters
-paper_hyperparameters phases formulation"""
+GROUPS = """retrieval zero_shot linear_probe similarity forget_set plots prompt command environment data_health
+hyperparameters paper_hyperparameters phases formulation verification hub_model_id language model_name data"""
 
 
 @pytest.mark.parametrize("group", GROUPS.split())
-def test_every_group_may_be_missing(run, group):
+def test_every_group_may_be_missing(run, render, group):
     without = copy.deepcopy(run)
     del without[group]
-    check_well_formed(render_model_card(without))
+    text = render(without)
     without[group] = {}
-    assert render_model_card(without) == render_model_card({**run, group: None})
+    assert render_model_card(without) == text == render_model_card({**run, group: None})
 
 
-def test_what_was_not_measured_is_said(run):
-    for group in ("retrieval", "zero_shot", "similarity", "forget_set"):
-        del run[group]
-    card = check_well_formed(render_model_card(run))
-    assert "Results" not in headings(card.text)
-    assert "did not measure" in card.text
-    assert card.data.eval_results is None
+def test_what_was_not_measured_is_said(unmeasured, render):
+    text = render(unmeasured)
+    assert headings(text) == [*SECTIONS, *ENDS]
+    assert "did not measure" in text
 
 
-@pytest.mark.parametrize("group", ["retrieval", "zero_shot", "similarity", "forget_set"])
-def test_any_measurement_alone_has_its_place(run, group):
-    for other in {"retrieval", "zero_shot", "similarity", "forget_set"} - {group}:
-        del run[other]
-    found = headings(check_well_formed(render_model_card(run)).text)
-    assert len(found) == 10
-    assert found[5] == "Results"
+@pytest.mark.parametrize("group", MEASURED)
+def test_any_measurement_alone_has_its_place(run, unmeasured, render, group):
+    found = headings(render({**unmeasured, group: run[group]}))
+    assert found[:6] == [*SECTIONS, "Results"]
+    of_sets = group in ("zero_shot", "retrieval", "linear_probe")
+    assert len(found) == 5 + 2 + of_sets + 3
 
 
-def test_a_reference_measured_on_known_mismatches_forgets_nothing(scratch, run):
+def test_a_reference_measured_on_known_mismatches_forgets_nothing(scratch, run, render):
     scratch["forget_set"] = {"after": run["forget_set"]["after"]}
-    text = render_model_card(scratch)
-    check_well_formed(text)
+    text = render(scratch)
     assert "Mismatched pairs" in headings(text)
     assert "Forget" not in text
 
 
-def test_text_of_the_data_set_cannot_break_tables(run):
-    run["data_health"]["reasons"] = {"a|b\nc": 3}
-    run["zero_shot"] = {"x|y {{ 7 * 7 }}": run["zero_shot"]["colour"]}
-    text = render_model_card(run)
-    assert "| a\\|b c | 3 |" in text
-    assert "49" not in text
+def test_records_without_fault_are_told_as_healthy(run, render):
+    run["data_health"] = {"seen": 10003, "skipped": 0, "reasons": {}}
+    assert "Health: all 10,003 records that were read could be used." in render(run)
 
 
 @pytest.mark.parametrize(
@@ -265,9 +269,89 @@ def test_text_of_the_data_set_cannot_break_tables(run):
         ({"count": 500000, "seed": 0, "rows": 500000}, "500,000 pairs with seed 0: 500,000 pairs"),
     ],
 )
-def test_a_subset_is_told(run, subset, told):
-    plain = render_model_card(run)
+def test_a_subset_is_told(run, render, subset, told):
+    plain = render(run)
     run["data"]["subset"] = subset
+    assert told in render(run) and "subset" not in plain
+
+
+HOSTILE = [
+    "a|b\\|c",
+    "x`y``z",
+    "line\n\n# Heading\n- item\n",
+    "<script>alert(1)</script><!--",
+    "[link](javascript:x)",
+    "---\nlicense: mit\n---\n",
+    "key: value # comment",
+    "'single' \"double\" & * ! % @ ?",
+    "- [x]: {a: b}",
+    "a\x00b\x1b[31mc\u202ed\udcff",
+    "x" * 20000,
+    "猫 🙂",
+    "hf_abcdefghijklmnopqrstuvwxyz",
+    "/home/me/secret folder/x",
+    "null",
+    "1e3",
+    "```\n# out of the block\n```",
+]
+
+
+def poisoned(value, text):
+    """Copy of a run with `text` in place of every string, and as the name of every set, reason and setting."""
+    if isinstance(value, dict):
+        return {key: poisoned(item, text) for key, item in value.items()}
+    return text if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_others_stays_text(run, check_metadata, text):
+    expected = headings(render_model_card(run))
+    for key in ("model_name", "formulation", "command", "data", "environment", "language", "license"):
+        run[key] = poisoned(run.get(key) or "mit", text)
+    run["verification"]["torch"] = text
+    run["base_model"] = {"kind": "hub", "name": text, "revision": text}
+    run["phases"] = [{**phase, "name": text} for phase in run["phases"]]
+    run["data_health"]["reasons"] = {text: 3}
+    run["hyperparameters"] = {"seed": 1, "forget_ratio": text, text: text, "lora_towers": [text, text]}
+    for group in ("zero_shot", "retrieval", "linear_probe"):
+        sides = next(iter(run[group].values()))
+        run[group] = {text: {side: poisoned(numbers, text) for side, numbers in sides.items()}}
+        for numbers in run[group][text].values():
+            numbers |= {"primary": "accuracy", "data": dict.fromkeys(("split", "note", "revision", "hub_id"), text)}
+            numbers |= {"skipped": {text: 3}}
+    rendered = render_model_card(run)
+    check_metadata(rendered)
+    found = headings(rendered)
+    assert found[1:] == expected[1:] and len(found) == len(expected)
+    rendered.encode("utf-8")
+    assert len(rendered) < 40_000
+    for word in ("hf_abc", "/home/", "\x00", "\x1b", "\u202e"):
+        assert word not in rendered
+    body = re.sub(r"(`+).+?\1", "code", rendered.split("\n---\n", 1)[1], flags=re.DOTALL)
+    assert not re.search(r"(?<!\\)<(script|!--)", body)
+    for table in re.findall(r"(?:^\|.*\|\n)+", rendered, flags=re.MULTILINE):
+        unescaped = [re.sub(r"\\.", "", line).count("|") for line in table.splitlines()]
+        assert len(set(unescaped)) == 1, table
+    for text_of_file in eval_result_files(run).values():
+        assert all(type(entry["value"]) is float for entry in yaml.safe_load(text_of_file))
+
+
+def test_templates_in_data_are_not_rendered(run):
+    run["zero_shot"] = {"x {{ 7 * 7 }}": run["zero_shot"]["cifar10"]}
+    run["data"]["description"] = "{% for x in y %}{{ 6 * 7 }}{% endfor %}"
     text = render_model_card(run)
-    check_well_formed(text)
-    assert told in text and "subset" not in plain
+    assert "{{ 7 * 7 }}" in text and "{{ 6 \\* 7 }}" in text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_not_told(run, render, value):
+    def broken(part):
+        if isinstance(part, dict):
+            return {key: broken(item) for key, item in part.items()}
+        if isinstance(part, list):
+            return [broken(item) for item in part]
+        return value if isinstance(part, float) else part
+
+    text = render({**run, **{group: broken(run[group]) for group in MEASURED}})
+    assert headings(text) == [*SECTIONS[:2], "Checked after the upload", *SECTIONS[2:], *ENDS]
+    assert "model-index" not in text

@@ -19,7 +19,8 @@ from ncu_hf.data import DataHealth, open_pairs
 from ncu_hf.distributed import leave
 from ncu_hf.loading import load_reference
 from ncu_hf.objectives import build_objectives
-from ncu_hf.phases import Run, build_model, phase_arguments
+from ncu_hf.phases import build_model, phase_arguments
+from ncu_hf.run import Run
 from ncu_hf.trainer import NCUTrainer
 from ncu_hf.workspace import Workspace
 

@@ -35,12 +35,20 @@ class TarSource(PairSource):
         paths (`list[Path]`): Uncompressed tars.
         name (`str`): What the user named.
         image_column, caption_column (`str`): See [`TarLayout`].
+        caption_bytes (`int`, *optional*): Most that is read of a caption member.
     """
 
     format = "webdataset"
 
-    def __init__(self, paths: list[Path], name: str, image_column: str, caption_column: str):
-        self.name, self.problems, self._paths = name, [], paths
+    def __init__(
+        self,
+        paths: list[Path],
+        name: str,
+        image_column: str,
+        caption_column: str,
+        caption_bytes: int = MAX_CAPTION_BYTES + 1,
+    ):
+        self.name, self.problems, self._paths, self._caption_bytes = name, [], paths, caption_bytes
         self._layout = TarLayout(image_column, caption_column)
         self.fingerprint = fingerprint_text(fingerprint_files(paths), image_column, caption_column)
         keys, places, tars = [], [], []
@@ -81,13 +89,16 @@ class TarSource(PairSource):
         path = self._paths[self._tars[index]]
         image, _, json_place = self._places[index].reshape(3, 2).tolist()
         truth = parse_truth(self._json(path, json_place).get(MISMATCHED_COLUMN)) if self._has_truth else None
-        key = self._keys[index].as_py().decode("utf-8", "replace")
-        return Record(key, _read(path, image, MAX_IMAGE_BYTES + 1), self._caption_at(index), truth)
+        return Record(self.key_at(index), _read(path, image, MAX_IMAGE_BYTES + 1), self._caption_at(index), truth)
+
+    def key_at(self, index: int) -> str:
+        """Key of a sample; nothing is read."""
+        return self._keys[index].as_py().decode("utf-8", "replace")
 
     def _caption_at(self, index: int) -> Any:
         path = self._paths[self._tars[index]]
         _, text, json_place = self._places[index].reshape(3, 2).tolist()
-        stored = _read(path, text, MAX_CAPTION_BYTES + 1)
+        stored = _read(path, text, self._caption_bytes)
         return self._json(path, json_place).get(self._layout.caption_column) if stored is None else stored
 
     def _json(self, path: Path, place: tuple[int, int]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ class Origin:
     Attributes:
         name (`str`): In tables; a name of the registry, or what the user named, without its folder.
         fingerprint (`str`): Of the split's file names, sizes and labels or captions; the same on every machine.
-        stamp (`str`): Like `fingerprint`, with modification times: embeddings are cached by it.
+        stamp (`str`): Of the images as they are here, in order: names, sizes and modification times, or the commit.
+            Embeddings are cached by it; labels and captions are no part of it.
         hub_id (`str`, *optional*): Data set on the Hub.
         revision (`str`, *optional*): Its commit.
         split (`str`, *optional*): E.g. `"test"`.

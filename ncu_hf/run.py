@@ -1,0 +1,51 @@
+"""What all phases of a run share: its settings, its folder, its data and the model that it starts from."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from ncu_hf.cli import Arguments
+from ncu_hf.data import ImageTransform, PairCollator, PairLoader, PairSource, StreamSource
+from ncu_hf.distributed import gather_json, world
+from ncu_hf.loading import Reference
+from ncu_hf.workspace import Workspace
+
+
+class Run(NamedTuple):
+    """What all phases of a run share."""
+
+    arguments: Arguments
+    workspace: Workspace
+    source: PairSource | StreamSource
+    reference: Reference
+
+    def loader(self, state: dict[str, Any] | None = None) -> PairLoader:
+        """Training batches of this process, from the beginning of the data or from a saved position on."""
+        data, training, processor = self.arguments.data, self.arguments.training, self.reference.processor
+        crop = (data.crop_scale_min, 1.0)
+        collator = PairCollator(
+            processor.tokenizer,
+            ImageTransform(processor.image_processor, train=data.random_crop, crop_scale=crop),
+            context_length=self.reference.clip.config.text_config.max_position_embeddings,
+            augment_negative_captions=data.augment_negative_captions,
+        )
+        rank, processes = world()
+        return PairLoader(
+            self.source,
+            collator,
+            batch_size=training.per_device_train_batch_size,
+            rank=rank,
+            world_size=processes,
+            seed=training.seed if training.data_seed is None else training.data_seed,
+            num_workers=training.dataloader_num_workers,
+            state=state,
+            gather=partial(gather_json, device=training.device),
+        )
+
+    def batches_per_epoch(self) -> int | None:
+        """Global batches of an epoch; `None` for a stream whose length is not known."""
+        known = self.loader().batches_per_epoch
+        if known is not None or not isinstance(self.source, StreamSource) or self.source.expected_rows is None:
+            return known
+        return max(self.source.expected_rows // self.arguments.training.global_batch_size, 1)

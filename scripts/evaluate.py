@@ -1,0 +1,126 @@
+"""Measure any number of CLIPs on any number of sets, and compare them item by item.
+
+    python scripts/evaluate.py --models openai/clip-vit-base-patch32 outputs/mine --suite paper retrieval --json a.json
+    python scripts/evaluate.py --models ./a ./b --suite pets/labels.csv pairs.csv --plot differences.png
+    accelerate launch scripts/evaluate.py --models outputs/mine --suite probe --against paper/cc3m/vit-b-16
+
+A set is a name (cifar10, imagenet1k, flickr30k_1k, ...), a Hub id (clip-benchmark/wds_...), a folder with labels.csv
+and classes.json, or pairs in any format that training reads. Differences are taken to the first model: McNemar's test
+for accuracy, a paired bootstrap for recall. Embeddings are kept in ~/.cache/ncu_hf (or $NCU_HF_CACHE).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from ncu_hf.cli import run_main
+from ncu_hf.comparing import Comparison, ComparisonSettings, compare
+from ncu_hf.distributed import barrier
+from ncu_hf.evaluation.linear_probe import FEATURES
+from ncu_hf.reporting.audit import refuse_existing
+from ncu_hf.reporting.comparison import comparison_csv, comparison_markdown, comparison_table, per_class_tables
+from ncu_hf.reporting.comparison_plot import plot_differences
+from ncu_hf.reporting.plots import plot_similarities
+from ncu_hf.reporting.results import publishable
+
+OUTPUTS = ("json", "csv", "markdown", "plot", "similarity_plot")
+
+
+def parse() -> argparse.Namespace:
+    defaults = ComparisonSettings(models=[], suite=[])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", required=True, nargs="+", metavar="MODEL", help="folders or Hub ids, id@revision")
+    parser.add_argument("--suite", required=True, nargs="+", metavar="SET", help="suites, names, Hub ids or paths")
+    parser.add_argument("--probe", action="store_true", help="also a linear probe on each labelled set")
+    parser.add_argument("--probe_features", choices=FEATURES, default=defaults.probe_features)
+    parser.add_argument("--paper_metrics", action="store_true", help="plain accuracy is primary for every set")
+    parser.add_argument("--per_class", action="store_true", help="accuracy of each class, most frequent confusions")
+    parser.add_argument("--against", metavar="paper[/DATA[/ARCHITECTURE]]", help="published numbers beside ours")
+    parser.add_argument("--image_column", help="of sets that are tables of pairs")
+    parser.add_argument("--caption_column", help="of sets that are tables of pairs")
+    parser.add_argument("--image_root", help="folder that relative image paths start from")
+    parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images or texts a forward pass")
+    parser.add_argument("--workers", type=int, help="processes that decode images")
+    parser.add_argument("--no_cache", action="store_true", help="encode anew, keep nothing")
+    parser.add_argument("--use_cpu", action="store_true", help="even where there is a GPU")
+    for output, what in zip(
+        OUTPUTS,
+        ("all numbers", "all numbers, one a line", "the tables", "differences with intervals", "Figure 5 of the paper"),
+        strict=True,
+    ):
+        parser.add_argument(f"--{output}", type=Path, metavar="FILE", help=f"write {what}")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("ncu_hf").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    flags = {path: f"--{name}" for name, path in outputs(arguments).items() if path is not None}
+    refuse_existing(flags, arguments.overwrite)
+    settings = ComparisonSettings(
+        models=arguments.models,
+        suite=arguments.suite,
+        probe=arguments.probe,
+        probe_features=arguments.probe_features,
+        paper_metrics=arguments.paper_metrics,
+        per_class=arguments.per_class,
+        against=arguments.against,
+        image_column=arguments.image_column,
+        caption_column=arguments.caption_column,
+        image_root=arguments.image_root,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        use_cache=not arguments.no_cache,
+        use_cpu=arguments.use_cpu,
+        similarities=arguments.similarity_plot is not None,
+    )
+    comparison = compare(settings)
+    if comparison is not None:
+        write(comparison, outputs(arguments), arguments.per_class)
+    barrier()
+
+
+def outputs(arguments: argparse.Namespace) -> dict[str, Path | None]:
+    return {name: getattr(arguments, name) for name in OUTPUTS}
+
+
+def write(comparison: Comparison, paths: dict[str, Path | None], per_class: bool) -> None:
+    """Print the table, and write the files that were asked for."""
+    numbers = publishable(comparison.numbers)
+    print(comparison_table(numbers))
+    if per_class:
+        print(f"\n{per_class_tables(numbers)}")
+    texts = {
+        "json": lambda: json.dumps(numbers, indent=2, ensure_ascii=False) + "\n",
+        "csv": lambda: comparison_csv(numbers),
+        "markdown": lambda: comparison_markdown(numbers) + "\n",
+    }
+    for name, path in paths.items():
+        if path is not None and name in texts:
+            path.write_text(texts[name](), encoding="utf-8")
+    if paths["plot"] is not None:
+        plot_differences(numbers, paths["plot"])
+    if paths["similarity_plot"] is not None:
+        draw_similarities(comparison, paths["similarity_plot"])
+    for path in filter(None, paths.values()):
+        print(f"Written: {path}")
+
+
+def draw_similarities(comparison: Comparison, path: Path) -> None:
+    """Distributions of the first two models on the first captioned set (the paper's Figure 5)."""
+    models = [(name, next(iter(sets.values()))) for name, sets in comparison.distributions.items()][:2]
+    before = models[0][1] if len(models) == 2 else None
+    plot_similarities(before, models[-1][1], path, titles=(models[0][0], models[-1][0]))
+
+
+if __name__ == "__main__":
+    run_main(main)

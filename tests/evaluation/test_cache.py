@@ -1,0 +1,124 @@
+"""Embeddings are kept by content: what is the same is not encoded again, what differs is."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from ncu_hf.evaluation.cache import EmbeddingCache, default_folder, model_digest
+from ncu_hf.evaluation.encode import ClipEncoder
+from ncu_hf.reference import build_reference
+
+TEXTS = ["red dot", "a small blue square", "x"]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return build_reference(TEXTS, config="tiny", seed=0)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return EmbeddingCache(tmp_path / "cache")
+
+
+def pictures(count, seed=3):
+    pixels = torch.randint(0, 256, (count, 40, 36, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return [Image.fromarray(array) for array in pixels.numpy()]
+
+
+class Unreadable(list):
+    """Images that must not be asked for."""
+
+    def __getitem__(self, row):
+        raise AssertionError("read again")
+
+
+def files(cache):
+    return sorted(path.name for path in cache.folder.iterdir())
+
+
+def test_a_second_metric_encodes_nothing(tiny, cache, monkeypatch):
+    first = ClipEncoder(*tiny, cache=cache)
+    images, texts = first.encode_images(pictures(3), "stamp"), first.encode_texts(TEXTS)
+    again = ClipEncoder(copy.deepcopy(tiny[0]), tiny[1], cache=cache)
+    monkeypatch.setattr(again.model, "get_text_features", None)
+    found = again.encode_images(Unreadable(range(3)), "stamp")
+    assert torch.equal(found.embeds, images.embeds) and torch.equal(found.pooled, images.pooled)
+    assert torch.equal(again.encode_texts(TEXTS), texts)
+    assert all(re.fullmatch(r"[0-9a-f]{64}\.safetensors", name) for name in files(cache)) and len(files(cache)) == 2
+
+
+def test_faults_are_kept(tiny, cache, png):
+    images = [png(0), b"broken", png(1)]
+    found = [ClipEncoder(*tiny, cache=cache).encode_images(images, "stamp") for _ in range(2)]
+    assert found[0].faults == found[1].faults == {1: "undecodable"}
+
+
+def test_without_a_stamp_or_a_cache_nothing_is_kept(tiny, cache):
+    ClipEncoder(*tiny, cache=cache).encode_images(pictures(2))
+    ClipEncoder(*tiny).encode_images(pictures(2), "stamp")
+    assert not cache.folder.exists()
+
+
+def test_whatever_changes_the_values_changes_the_entry(tiny, cache):
+    model, processor = tiny
+    ClipEncoder(model, processor, cache=cache).encode_images(pictures(2), "stamp")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.visual_projection.weight[0, 0] += 1e-6
+    sharper = copy.deepcopy(processor)
+    sharper.image_processor.image_mean = [0.5, 0.5, 0.5]
+    encoders = [
+        (ClipEncoder(other, processor, cache=cache), "stamp"),
+        (ClipEncoder(model, sharper, cache=cache), "stamp"),
+        (ClipEncoder(model, processor, cache=cache, batch_size=1), "stamp"),
+        (ClipEncoder(model, processor, cache=cache), "another stamp"),
+    ]
+    for number, (encoder, stamp) in enumerate(encoders, start=2):
+        encoder.encode_images(pictures(2), stamp)
+        assert len(files(cache)) == number
+    ClipEncoder(model, processor, cache=cache).encode_texts(TEXTS)
+    ClipEncoder(model, processor, cache=cache).encode_texts(TEXTS[::-1])
+    assert len(files(cache)) == 7
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, None])
+def test_a_broken_entry_is_encoded_again(tiny, cache, content, caplog):
+    encoder = ClipEncoder(*tiny, cache=cache)
+    expected = encoder.encode_images(pictures(2), "stamp")
+    path = next(cache.folder.iterdir())
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    assert torch.equal(encoder.encode_images(pictures(2), "stamp").embeds, expected.embeds)
+    assert "encoded again" in caplog.text
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == {"embeds", "pooled"}
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tiny, tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    encoder = ClipEncoder(*tiny, cache=EmbeddingCache(tmp_path / "file"))
+    assert encoder.encode_texts(TEXTS).shape == (3, 32)
+    assert "not cached" in caplog.text
+
+
+def test_the_digest_is_of_the_function_not_of_the_file(tiny, tmp_path):
+    model = tiny[0]
+    expected = model_digest(model)
+    model.save_pretrained(tmp_path)
+    assert model_digest(type(model).from_pretrained(tmp_path)) == expected
+    other = copy.deepcopy(model)
+    other.config.text_config.eos_token_id += 1
+    assert model_digest(other) != expected
+
+
+def test_the_folder_can_be_chosen(monkeypatch, tmp_path):
+    monkeypatch.setenv("NCU_HF_CACHE", str(tmp_path))
+    assert default_folder() == EmbeddingCache().folder == tmp_path
+    monkeypatch.delenv("NCU_HF_CACHE")
+    assert default_folder().parts[-3:] == (".cache", "ncu_hf", "embeddings")
