@@ -143,22 +143,31 @@ def compare(settings: ComparisonSettings) -> Comparison | None:
 
 
 def model_sources(specs: list[str]) -> list[ModelSource]:
-    """Short and different names for the models: the last part of a folder, a Hub id as it is.
+    """Short and different names for the models: the last parts of a folder, a Hub id as it is.
 
     Raises:
         InputError: none, or one of them twice.
     """
     if not specs:
         raise InputError("--models: name at least one model.")
-    if len(set(specs)) < len(specs):
-        raise InputError(f"--models: {next(spec for spec in specs if specs.count(spec) > 1)} is named twice.")
-    short = [Path(spec).resolve().name if Path(spec).is_dir() else spec for spec in specs]
-    names = [name if short.count(name) == 1 else spec for name, spec in zip(short, specs, strict=True)]
+    places = [str(Path(spec).resolve()) if Path(spec).is_dir() else spec for spec in specs]
+    if len(set(places)) < len(places):
+        raise InputError(f"--models: {next(place for place in places if places.count(place) > 1)} is named twice.")
+    paths = {spec: Path(spec).resolve().parts for spec in specs if Path(spec).is_dir()}
+    names = [_shortest_name(paths, spec) if spec in paths else spec for spec in specs]
     sources = []
     for name, spec in zip(names, specs, strict=True):
         source, _, revision = (spec, "", "") if Path(spec).is_dir() else spec.partition("@")
         sources.append(ModelSource(name, source, revision or None))
     return sources
+
+
+def _shortest_name(paths: dict[str, tuple[str, ...]], spec: str) -> str:
+    """As many of the last parts of a folder's path as tell it from the other folders."""
+    parts = paths[spec]
+    others = [path for path in paths.values() if path != parts]
+    count = next(n for n in range(1, len(parts) + 1) if all(path[-n:] != parts[-n:] for path in others))
+    return "/".join(parts[-count:]).lstrip("/")
 
 
 def _tasks(settings: ComparisonSettings) -> Iterator[Task]:

@@ -24,8 +24,13 @@ from ncu_hf.comparing import Comparison, ComparisonSettings, compare
 from ncu_hf.distributed import barrier
 from ncu_hf.evaluation.linear_probe import FEATURES
 from ncu_hf.reporting.audit import refuse_existing
-from ncu_hf.reporting.comparison import comparison_csv, comparison_markdown, comparison_table, per_class_tables
-from ncu_hf.reporting.comparison_plot import plot_differences
+from ncu_hf.reporting.comparison import (
+    comparison_csv,
+    comparison_markdown,
+    comparison_table,
+    per_class_tables,
+    plot_differences,
+)
 from ncu_hf.reporting.plots import plot_similarities
 from ncu_hf.reporting.results import publishable
 

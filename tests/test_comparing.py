@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def test_processes_share_the_cache_and_all_files_are_written(flags, tmp_path, la
     one, other = (json.loads(path.read_text()) for path in (tmp_path / "first.json", files["json"]))
     assert one["results"] == other["results"] and one["paired"] == other["paired"]
     assert first.stdout.split("Written")[0] == again.stdout.split("Written")[0]
-    rows = list(csv.DictReader(files["csv"].open()))
+    rows = list(csv.DictReader(io.StringIO(files["csv"].read_text())))
     assert {row["kind"] for row in rows} == {"measured", "difference"}
     assert files["markdown"].read_text().count("| --- |") >= 3
     assert all(files[name].read_bytes()[:4] == b"\x89PNG" for name in ("plot", "similarity_plot"))
@@ -158,6 +159,6 @@ def test_models_get_short_and_different_names(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     specs = [str(tmp_path / name) for name in ("a/final", "b/final", "c/best")]
     found = model_sources([*specs, "me/clip@v2"])
-    assert [model.name for model in found] == [*specs[:2], "best", "me/clip@v2"]
+    assert [model.name for model in found] == ["a/final", "b/final", "best", "me/clip@v2"]
     assert found[3].source == "me/clip" and found[3].revision == "v2"
     assert Path(found[0].source) == tmp_path / "a" / "final"

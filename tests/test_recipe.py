@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor, pipeline
 
 from ncu_hf.data.order import epoch_order
+from ncu_hf.errors import InputError
 from ncu_hf.modeling import NCUModel, NegativePrompt
 from ncu_hf.recipe import main
 from ncu_hf.trainer import NCUTrainer
@@ -181,18 +182,51 @@ def test_every_checkpoint_has_a_card_that_says_what_it_is(finished):
         assert card.data.pipeline_tag == "zero-shot-image-classification" and not card.data.eval_results
 
 
-def test_the_cards_of_trainer_do_not_replace_ours(finished, tmp_path, monkeypatch):
-    output, trainers = finished
-    trainer = trainers[1]
+def test_the_cards_of_trainer_do_not_replace_ours(finished):
+    trainer = finished[1][1]
     trainer.create_model_card(model_name="someone's", tags=["other"])
     text = Path(trainer.args.output_dir, "README.md").read_text(encoding="utf-8")
-    assert ModelCard(text).data.model_name == "run" and "Noisy Correspondence Unlearning" in text
+    assert "\n# run\n" in text and "Noisy Correspondence Unlearning" in text and "someone" not in text
 
 
 def test_no_access_token_is_written(finished):
     found = [path for path in finished[0].rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert found == []
     assert "--forget_ratio 0.25" in read_strictly(finished[0] / "results.json")["command"]
+
+
+# Further sets
+
+
+def labelled_folder(folder: Path) -> Path:
+    folder.mkdir()
+    for row in range(9):
+        Image.new("RGB", (20, 20), ("red", "green", "blue")[row % 3]).save(folder / f"{row}.png")
+    lines = "".join(f"{row}.png,{row % 3}\n" for row in range(9))
+    (folder / "labels.csv").write_text(f"image,label\n{lines}")
+    classes = {"classes": ["red", "green", "blue"], "templates": ["a {c} thing"]}
+    (folder / "classes.json").write_text(json.dumps(classes))
+    return folder
+
+
+def test_further_sets_are_measured_before_and_after_and_told_by_the_card(recipe, scenes, tmp_path):
+    folder = labelled_folder(tmp_path / "colours")
+    output = recipe(eval_data=scenes, eval_sets=f"{folder}, {scenes}", method="clip", license="mit", language="en")
+    results = read_strictly(output / "results.json")
+    assert set(results["zero_shot"]) == {"colours"} and set(results["zero_shot"]["colours"]) == {"before", "after"}
+    assert set(results["retrieval"]) == {"held-out pairs", "scenes.parquet"}
+    found = [results["retrieval"][name]["after"]["mean_recall"] for name in results["retrieval"]]
+    assert found[0] == found[1]
+    card = ModelCard((output / "README.md").read_text(encoding="utf-8"))
+    assert (card.data.license, card.data.language) == ("mit", ["en"])
+    assert {result.dataset_name for result in card.data.eval_results} == {"colours", *results["retrieval"]}
+    assert "| colours |" in card.text or "colours (3 classes)" in card.text
+
+
+def test_a_further_set_that_is_not_there_is_told_before_training(recipe, tmp_path):
+    with pytest.raises(InputError, match="cifar10"):
+        recipe(eval_sets="cifar1O")
+    assert not (tmp_path / "run").exists()
 
 
 # Methods and settings
@@ -343,4 +377,5 @@ def test_two_processes_give_the_result_of_one(recipe, scenes, clip_folder, tmp_p
     assert done.stdout.count("mean recall") == 1
     found, expected = (read_strictly(folder / "data_health.json") for folder in (tmp_path / "two", one))
     assert (found["seen"], found["reasons"]) == (expected["seen"], expected["reasons"]) == (192, {"undecodable": 16})
-    assert math.isfinite(read_strictly(tmp_path / "two" / "results.json")["retrieval"]["held-out pairs"]["after"]["mean_recall"])
+    results = read_strictly(tmp_path / "two" / "results.json")
+    assert math.isfinite(results["retrieval"]["held-out pairs"]["after"]["mean_recall"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,9 @@ ATTEMPTS = 8
 _FIRST_WAIT, _LONGEST_WAIT, _LONGEST_RETRY_AFTER = 2.0, 60.0, 300.0
 # 409: another commit is being written. 412: the branch has moved since. Both pass.
 _PASSING = {408, 409, 412, 425, 429}
+# How the client of the Xet storage tells of an answer; it asks no server whether it has such a storage.
+_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
+_XET_HINT = "it has no Xet storage; set HF_HUB_DISABLE_XET=1"
 _sleep = time.sleep  # replaced in tests
 
 # What the Hub's library and `from_pretrained` raise on answers and files that are not as they should be.
@@ -82,22 +86,30 @@ def judge(error: BaseException) -> Fault | Refused:
         if isinstance(link, OfflineModeIsEnabled):
             return Refused("HF_HUB_OFFLINE forbids all requests; unset it")
         if isinstance(link, HfHubHTTPError):
-            return _judge_status(link, error)
+            return _judge_answer(link, error)
+        if isinstance(link, ConnectionError) and (status := _XET_STATUS.search(str(link))):
+            return _judge_status(int(status[1]), _XET_HINT if status[1] == "404" else one_line(link))
         if isinstance(link, HTTP_ERROR | ConnectionError | TimeoutError):
             return Fault(f"no answer ({type(link).__name__})")  # its message may quote a header
     if isinstance(error, json.JSONDecodeError):
         return Fault("it answers something that is not JSON")  # an error page of a proxy
     # The storage client raises plain RuntimeErrors, and so does an HTTP client that another thread has closed.
-    return Fault(one_line(error)) if type(error) is RuntimeError else Refused(one_line(error))
+    unexplained = type(error) is RuntimeError and error.__cause__ is None
+    return Fault(one_line(error)) if unexplained else Refused(one_line(error.__cause__ or error))
 
 
-def _judge_status(answer: HfHubHTTPError, error: BaseException) -> Fault | Refused:
-    status = answer.response.status_code
-    if status in _PASSING or status >= 500:
-        return Fault(f"it answers {status}", _asked_wait(answer.response.headers))
+def _judge_answer(answer: HfHubHTTPError, error: BaseException) -> Fault | Refused:
     # The library lists in a ValueError what is wrong with a card.
     words = str(error) if type(error) is ValueError else answer.server_message or str(answer)
-    return Refused(" ".join(words.split())[:300], status, isinstance(answer, RepositoryNotFoundError))
+    wait = _asked_wait(answer.response.headers)
+    unknown = isinstance(answer, RepositoryNotFoundError)
+    return _judge_status(answer.response.status_code, " ".join(words.split())[:300], wait, unknown)
+
+
+def _judge_status(status: int, words: str, wait: float = 0.0, unknown: bool = False) -> Fault | Refused:
+    if status in _PASSING or status >= 500:
+        return Fault(f"it answers {status}", wait)
+    return Refused(words, status, unknown)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -44,7 +44,7 @@ def plot_losses(log_history_by_phase: Mapping[str, Sequence[Mapping]], path: str
     figure = Figure(figsize=(1.2 + 4.8 * len(phases), 4.0), layout="constrained")
     for axes, (name, curves) in zip(figure.subplots(1, len(phases), squeeze=False)[0], phases.items(), strict=True):
         _draw_losses(axes, name, curves)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _loss_curves(history: Sequence[Mapping]) -> dict[str, list[tuple[float, float]]]:
@@ -72,7 +72,7 @@ def _draw_losses(axes: Axes, name: str, curves: dict[str, list[tuple[float, floa
     axes.set_title(name.replace("_", " "))
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    _tidy(axes)
+    tidy(axes)
     axes.legend(loc="best", frameon=False, fontsize=9)
 
 
@@ -107,11 +107,11 @@ def plot_similarities(
             _draw_distribution(axes, values[id(data)][kind], bins, label, colour)
         axes.set_title(title if len(panels) > 1 else "")
         axes.set_xlabel("cosine similarity of image and text")
-        _tidy(axes)
+        tidy(axes)
         _draw_legend(axes)
     all_axes[0].set_ylabel("density")
     _leave_room_for_legend(all_axes[0])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_distribution(axes: Axes, values: numpy.ndarray, bins: numpy.ndarray, label: str, colour: str) -> None:
@@ -145,7 +145,8 @@ def _finite(values: Tensor) -> numpy.ndarray:
     return values[numpy.isfinite(values)]
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """The look of all plots: no box, a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -155,7 +156,8 @@ def _tidy(axes: Axes) -> None:
     axes.title.set_size(12)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a PNG; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, format="png")

@@ -11,13 +11,13 @@ from ncu_hf.reporting import plots
 @pytest.fixture
 def figures(monkeypatch):
     """Figures that were saved, in order."""
-    saved, original = [], plots._save
+    saved, original = [], plots.save
 
     def save(figure, path):
         saved.append(figure)
         return original(figure, path)
 
-    monkeypatch.setattr(plots, "_save", save)
+    monkeypatch.setattr(plots, "save", save)
     return saved
 
 

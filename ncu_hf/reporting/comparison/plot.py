@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ncu_hf.reporting.comparison import GROUPS, ComparisonRow, Estimate, comparison_rows, model_names, shorten
+from ncu_hf.reporting.comparison.grid import shorten
+from ncu_hf.reporting.comparison.rows import GROUPS, ComparisonRow, Estimate, comparison_rows, model_names
 from ncu_hf.reporting.markdown import one_line
-from ncu_hf.reporting.plots import LINES, _save, _tidy
+from ncu_hf.reporting.plots import LINES, save, tidy
 
 # The metric drawn for each set: of zero-shot its primary one, of the others always the same.
 DRAWN = {"retrieval": "mean_recall", "linear_probe": "accuracy"}
@@ -62,7 +63,7 @@ def plot_differences(comparison: dict, path: str | Path) -> Path | None:
         axes.set_title(title)
         _draw_panel(axes, found, shown, differences)
     _draw_legend(figure, names, shown)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _is_drawn(row: ComparisonRow) -> bool:
@@ -89,7 +90,7 @@ def _draw_panel(axes: Axes, rows: Sequence[ComparisonRow], shown: list[str], dif
     labels = [f"{_name(row.set, LONGEST_SET)}\n{row.label.removesuffix(' *')}" for row in rows]
     axes.set_yticks([index * step + middle for index in range(len(rows))], labels)
     axes.set_xlabel("difference in percentage points" if differences else "percent")
-    _tidy(axes)
+    tidy(axes)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0, labelsize=8 if len(shown) > 1 else 7)
 

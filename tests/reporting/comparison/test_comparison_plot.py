@@ -6,22 +6,22 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from PIL import Image
 
-from ncu_hf.reporting import comparison_plot
 from ncu_hf.reporting.comparison import Estimate
-from ncu_hf.reporting.comparison_plot import is_significant, plot_differences
+from ncu_hf.reporting.comparison import plot as comparison_plot
+from ncu_hf.reporting.comparison.plot import is_significant, plot_differences
 from ncu_hf.reporting.plots import LINES
 
 
 @pytest.fixture
 def figures(monkeypatch):
     """Figures that were saved, in order."""
-    saved, original = [], comparison_plot._save
+    saved, original = [], comparison_plot.save
 
     def save(figure, path):
         saved.append(figure)
         return original(figure, path)
 
-    monkeypatch.setattr(comparison_plot, "_save", save)
+    monkeypatch.setattr(comparison_plot, "save", save)
     return saved
 
 
