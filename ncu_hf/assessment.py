@@ -11,7 +11,7 @@ from ncu_hf.config import MethodArguments
 from ncu_hf.data import BadRecord, PairSource, clean_caption
 from ncu_hf.data.order import SAMPLE, keyed_generator
 from ncu_hf.distributed import world
-from ncu_hf.evaluation import ClipEncoder, EvaluationSet, measure
+from ncu_hf.evaluation import ClipEncoder, EvaluationSet, Measurement, measure
 from ncu_hf.evaluation.detection import batched_confidence
 from ncu_hf.evaluation.metrics import ForgetSet
 
@@ -26,10 +26,12 @@ class Assessment(NamedTuple):
         numbers (`dict`): Plain values: `zero_shot` {set: ...}, `retrieval` {set: ...}, and `similarity` of the first
             captioned set.
         distributions (`dict[str, Tensor]`, *optional*): What the similarity plot shows, of that set.
+        measured (`list[Measurement]`): All of it with the outcome on each item, for paired tests.
     """
 
     numbers: dict[str, Any]
     distributions: dict[str, Tensor] | None
+    measured: list[Measurement]
 
 
 def assess(encoder: ClipEncoder, sets: list[EvaluationSet]) -> Assessment | None:
@@ -42,8 +44,8 @@ def assess(encoder: ClipEncoder, sets: list[EvaluationSet]) -> Assessment | None
         numbers.setdefault(found.group, {})[found.name] = found.numbers
     pairs = next((found for found in measured if found.distributions is not None), None)
     if pairs is None:
-        return Assessment(numbers, None)
-    return Assessment(numbers | {"similarity": pairs.similarity}, pairs.distributions)
+        return Assessment(numbers, None, measured)
+    return Assessment(numbers | {"similarity": pairs.similarity}, pairs.distributions, measured)
 
 
 def assess_forget_set(

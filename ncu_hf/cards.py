@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ncu_hf.config import GLOBAL_BATCH_SIZE, MethodArguments, NCUTrainingArgumen
 from ncu_hf.data import DataHealth
 from ncu_hf.environment import command, environment
 from ncu_hf.modeling import PROMPT_FOLDER
-from ncu_hf.objectives import build_objectives
+from ncu_hf.objectives import METHODS, build_objectives
 from ncu_hf.reporting.forgetting import forget_summary
 from ncu_hf.reporting.model_card import write_card
 from ncu_hf.reporting.plots import plot_losses
@@ -54,8 +54,9 @@ def write_training_card(run: Run, phase: str, folder: Path, state: TrainerState,
         health (`DataHealth`): Records of this phase that could not be used.
     """
     names = [objective.phase for objective in build_objectives(run.arguments.method)]
-    number = names.index(phase)
-    done = [read_json(run.workspace.final(name) / "phase.json") for name in names[:number]]
+    number = names.index(phase) if phase in names else 0  # an objective may be trained by itself
+    records = [run.workspace.final(name) / "phase.json" for name in names[:number]]
+    done = [read_json(record) for record in records if record.is_file()]
     now = {"name": phase, "steps": state.global_step, "epochs": state.epoch, "log_history": state.log_history}
     total = DataHealth(health.max_bad_fraction)
     total.merge([*(earlier["data_health"] for earlier in done), health.state_dict()])
@@ -97,7 +98,7 @@ def describe_run(run: Run, phases: list[dict[str, Any]], health: DataHealth, fol
         "command": command(),
         "environment": environment(),
     }
-    if arguments.method.method != "clip":
+    if "formulation" in _settings_of(arguments.method):
         described["formulation"] = arguments.method.formulation
         described["paper_hyperparameters"] = _paper_hyperparameters()
         described["forget_summary"] = forget_summary(histories, arguments.method.forget_ratio)
@@ -154,9 +155,15 @@ def _hyperparameters(arguments: Arguments) -> dict[str, Any]:
     chosen = {name: settings[name] for name in LEARNING_SETTINGS}
     if arguments.model.adapted_towers:
         chosen |= {name: settings[name] for name in ("lora_rank", "lora_alpha", "lora_towers")}
-    if arguments.method.method == "clip":
-        return {name: value for name, value in chosen.items() if "prompt" not in name}
-    return {**asdict(arguments.method), **chosen}
+    if not any(objective.needs_prompt for objective in build_objectives(arguments.method)):
+        chosen = {name: value for name, value in chosen.items() if "prompt" not in name}
+    return {**{name: settings[name] for name in _settings_of(arguments.method)}, **chosen}
+
+
+def _settings_of(method: MethodArguments) -> list[str]:
+    """The method's settings that decide what it learns, in the order of the flags; the card lists no others."""
+    used = {name for objective in METHODS[method.method] for name in objective.settings}
+    return [field.name for field in fields(MethodArguments) if field.name in used]
 
 
 def _paper_hyperparameters() -> dict[str, Any]:

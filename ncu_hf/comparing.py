@@ -19,9 +19,8 @@ from ncu_hf.environment import command, environment
 from ncu_hf.errors import InputError, one_of
 from ncu_hf.evaluation import ClipEncoder, EmbeddingCache, EvaluationSet, LabelledSet, Measurement, measure
 from ncu_hf.evaluation.linear_probe import FEATURES
-from ncu_hf.evaluation.pairwise import compare_items
 from ncu_hf.evaluation.sets.open import open_suite
-from ncu_hf.evaluation.suites import measure_linear_probe
+from ncu_hf.evaluation.suites import measure_linear_probe, paired_tests
 from ncu_hf.loading import load_clip, load_config, load_processor
 from ncu_hf.reporting.comparison import one_measurement
 from ncu_hf.reporting.published import published_numbers
@@ -231,9 +230,8 @@ def _paired(measured: dict[str, list[Measurement]]) -> Iterator[dict[str, Any]]:
     (baseline, first), *others = measured.items()
     for model, found in others:
         for ours, theirs in zip(found, first, strict=True):
-            for difference in compare_items(theirs.items, ours.items):
-                if difference["metric"] in ours.numbers or ours.group == "retrieval":
-                    yield {"group": ours.group, "set": ours.name, "baseline": baseline, "model": model, **difference}
+            for test in paired_tests(theirs, ours):
+                yield test | {"baseline": baseline, "model": model}
 
 
 def _public(settings: ComparisonSettings) -> dict[str, Any]:

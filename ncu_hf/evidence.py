@@ -13,10 +13,11 @@ from ncu_hf.cards import describe_run
 from ncu_hf.checkpoint import read_json, write_json
 from ncu_hf.data import DataHealth, PairSource
 from ncu_hf.evaluation import ClipEncoder, EmbeddingCache, EvaluationSet
+from ncu_hf.evaluation.suites import paired_tests
 from ncu_hf.loading import load_clip
 from ncu_hf.reporting.model_card import write_card
 from ncu_hf.reporting.plots import plot_similarities
-from ncu_hf.reporting.results import before_after, publishable
+from ncu_hf.reporting.results import SIDES, before_after, publishable
 from ncu_hf.reporting.tables import before_after_table
 from ncu_hf.run import Run
 
@@ -98,6 +99,9 @@ def _results(run: Run, evidence: Evidence) -> dict[str, Any]:
     results = describe_run(run, evidence.phases, evidence.health, run.workspace.folder)
     if numbers:
         results |= before_after(numbers.get("before"), numbers["after"])
+    if len(numbers) == 2:
+        before, after = (evidence.assessments[side].measured for side in SIDES)
+        results["paired"] = [test for pair in zip(before, after, strict=True) for test in paired_tests(*pair)]
     results["forget_set"] = evidence.forget_sets
     results["plots"] |= _draw_similarities(run, evidence)
     return results

@@ -113,7 +113,7 @@ def make_trainer(run: Run, objective: Objective, clip: CLIPModel, previous: Path
         build_model(run, objective, clip, previous),
         phase_arguments(run, objective, folder),
         objective,
-        run.loader,
+        partial(run.loader, negative_prefixes=objective.negative_prefixes),
         None if previous is None else read_json(previous / DATA_STATE),
         run.batches_per_epoch(),
         run.reference.processor,

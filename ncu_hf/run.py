@@ -20,8 +20,13 @@ class Run(NamedTuple):
     source: PairSource | StreamSource
     reference: Reference
 
-    def loader(self, state: dict[str, Any] | None = None) -> PairLoader:
-        """Training batches of this process, from the beginning of the data or from a saved position on."""
+    def loader(self, state: dict[str, Any] | None = None, negative_prefixes: tuple[str, ...] = ()) -> PairLoader:
+        """Training batches of this process, from the beginning of the data or from a saved position on.
+
+        Args:
+            state (`dict`, *optional*): That position.
+            negative_prefixes (`tuple[str, ...]`, *optional*, defaults to `()`): Of the phase, see [`Objective`].
+        """
         data, training, processor = self.arguments.data, self.arguments.training, self.reference.processor
         crop = (data.crop_scale_min, 1.0)
         collator = PairCollator(
@@ -29,6 +34,7 @@ class Run(NamedTuple):
             ImageTransform(processor.image_processor, train=data.random_crop, crop_scale=crop),
             context_length=self.reference.clip.config.text_config.max_position_embeddings,
             augment_negative_captions=data.augment_negative_captions,
+            negative_prefixes=negative_prefixes,
         )
         rank, processes = world()
         return PairLoader(

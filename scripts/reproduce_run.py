@@ -42,12 +42,13 @@ def run(steps: list[Step], output: Path) -> None:
             if is_complete(step, output):
                 print(f"{place} is complete: {step.does}", flush=True)
                 continue
-            print(f"\n{place}: {step.does}{', going on where it stopped' * step.started}\n{step}\n", flush=True)
+            resumed, command = ", going on where it stopped" * step.started, step.command()
+            print(f"\n{place}: {step.does}{resumed}\n{shlex.join(command)}\n", flush=True)
             if step.folder is not None:
                 step.folder.mkdir(parents=True, exist_ok=True)
-            if code := execute(step.command(), lock):
+            if code := execute(command, lock):
                 ended = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
-                raise TrainingStopped(f"{place} {ended}: {step}. To go on, run the same reproduction again.")
+                raise TrainingStopped(f"{place} {ended}: {shlex.join(command)}. The same reproduction goes on there.")
             _record(output, step).parent.mkdir(exist_ok=True)
             write_json(_record(output, step), {"arguments": list(step.arguments)})
 

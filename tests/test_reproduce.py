@@ -23,7 +23,7 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from ncu_hf.cli import parse_arguments
-from ncu_hf.data import open_pairs
+from ncu_hf.data import clean_caption, open_pairs
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.evaluation.sets.open import open_suite
 from ncu_hf.evaluation.sets.registry import BENCHMARK_SETS
@@ -137,7 +137,6 @@ def test_rows_and_counts_are_those_of_the_paper():
         printed = [entry for entry in published if entry["table"] == number]
         rows = {(entry["training_data"].lower(), entry["architecture"].lower().replace("/", "-")) for entry in printed}
         assert set(tables.EXPERIMENTS[f"table{number}"].rows) == rows
-        stated = re.search(rf"^## Table {number}\n.*?the (\d+) numbers|all (\d+) numbers", PAGE, re.DOTALL)
         section = PAGE.split(f"## Table {number}\n")[1].split("\n## ")[0]
         stated = re.search(r"(?:all|the) (\d+) numbers", section)
         assert int(stated[1]) == len(printed)
@@ -170,13 +169,12 @@ def test_stand_in_commands(name, reproduce, monkeypatch, stand_in):
 
 
 def test_several_processes(reproduce, monkeypatch, stand_in):
-    shown = commands(reproduce("table2", "--training_data", "cc12m", "--processes", 2, "--dry_run"))
+    asked = ("table2", "--training_data", "cc12m", "--processes", 2, "--dry_run")
+    shown = commands(reproduce(*asked))
     assert all("--num_processes 2" in shlex.join(words) for words in shown)
     training = [words for words in shown if "recipes" in shlex.join(words)]
     assert all("--chunk_size 256" in shlex.join(words) for words in training)
-    shown = commands(
-        reproduce("table2", "--training_data", "cc12m", "--processes", 2, "--dry_run", "--stand_in", stand_in)
-    )
+    shown = commands(reproduce(*asked, "--stand_in", stand_in))
     assert [words[0] for words in shown] == ["torchrun"] * 3
     for words in shown:
         check_flags(words, monkeypatch)
@@ -201,9 +199,9 @@ def test_a_reference_that_is_there_is_taken(reproduce):
 
 
 def test_wrong_input(reproduce, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="the paper has no row for yfcc15m-r.*cc3m vit-b-16; cc3m vit-b-32"):
+    with pytest.raises(InputError, match=r"the paper has no row for yfcc15m-r.*cc3m vit-b-16; cc3m vit-b-32"):
         reproduce("table5", "--training_data", "yfcc15m-r", "--dry_run")
-    with pytest.raises(InputError, match="no stand-in data. Write it: python scripts/stand_in.py"):
+    with pytest.raises(InputError, match=r"no stand-in data\. Write it: python scripts/stand_in\.py"):
         reproduce("table1", "--stand_in", tmp_path)
     with pytest.raises(InputError, match="--processes must be at least 1, got 0"):
         reproduce("table1", "--processes", 0, "--dry_run")
@@ -232,7 +230,7 @@ def make_step(tmp_path):
 def test_complete_steps_are_skipped_and_a_failure_stops(make_step, tmp_path, capfd):
     run = importlib.import_module("reproduce_run").run
     first, broken, last = make_step("first"), make_step("broken", "sys.exit(7)"), make_step("last")
-    with pytest.raises(TrainingStopped, match="Step 2 of 3 failed with exit code 7: python -c .* broken"):
+    with pytest.raises(TrainingStopped, match=r"Step 2 of 3 failed with exit code 7: python -c .* broken"):
         run([first, broken, last], tmp_path / "out")
     assert not last.result.exists()
     run([first, make_step("broken"), last], tmp_path / "out")
@@ -247,6 +245,7 @@ def test_a_killed_training_is_resumed(make_step, tmp_path):
     run = importlib.import_module("reproduce_run").run
     folder = tmp_path / "model"
     step = make_step("train", run_folder=folder)
+    assert "--resume_from_checkpoint" not in str(step)
     run([step], tmp_path / "fresh")
     folder.mkdir()
     (folder / "run.json").write_text("{}")
@@ -308,7 +307,9 @@ def test_training_pairs_have_the_formats_of_the_real_ones(stand_in):
         caption_tokenizer=str(stand_in / "tokenizer"),
     )
     assert len(tars) == len(tokens) == PAIRS
-    assert [tars[i].caption for i in range(PAIRS)] == [tokens[i].caption for i in range(PAIRS)]
+    # A tokenizer puts its own blanks before a comma.
+    words = [[re.findall(r"\w+", clean_caption(source[i].caption)) for i in range(PAIRS)] for source in (tars, tokens)]
+    assert words[0] == words[1]
     about = open_pairs(str(stand_in / "cc3m" / "cc3m-train-*.tar"), image_column="jpg", caption_column="mismatched")
     wrong = sum(about[i].caption is True for i in range(PAIRS))
     assert wrong == pytest.approx(0.3 * PAIRS, abs=2)
@@ -336,7 +337,7 @@ def test_curves_are_the_numbers_of_the_comparison(tmp_path, monkeypatch):
         for model, share in (("clip", 0.16), ("a", 0.18), ("b", 0.2))
     }
     assert curves.estimate(results, "a", "zero_shot", "imagenet1k", "accuracy") == pytest.approx((18, 17, 20))
-    with pytest.raises(InputError, match="retrieval of a: unknown value 'flickr'. Known: mscoco_5k"):
+    with pytest.raises(InputError, match=r"retrieval of a: unknown value 'flickr'\. Known: mscoco_5k"):
         curves.estimate(results, "a", "retrieval", "flickr", "mean_recall")
     (tmp_path / "comparison.json").write_text(json.dumps({"results": results}))
     drawn = []
@@ -357,32 +358,25 @@ def test_curves_are_the_numbers_of_the_comparison(tmp_path, monkeypatch):
 
 
 def run_stand_in(command: str, stand_in: Path, output: Path) -> subprocess.CompletedProcess:
-    words = [
-        sys.executable,
-        str(SCRIPTS / "reproduce.py"),
-        *arguments_of(command, stand_in),
-        "--output_dir",
-        str(output),
-    ]
-    done = subprocess.run(words, capture_output=True, text=True)
+    arguments = [*arguments_of(command, stand_in), "--output_dir", str(output)]
+    done = subprocess.run([sys.executable, str(SCRIPTS / "reproduce.py"), *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
-def test_the_cheapest_table_runs_on_stand_in_data(stand_in, tmp_path):
-    done = run_stand_in(STAND_IN["table2"], stand_in, tmp_path)
+def test_the_cheapest_table_runs_on_stand_in_data(stand_in, tmp_path, reproduce):
+    done = run_stand_in(STAND_IN["table2"], stand_in, tmp_path / "out")
     assert "Step 3 of 3" in done.stdout and "STAND-IN DATA, no result" in done.stdout
-    folder = tmp_path / "stand-in" / "table2" / "cc12m" / "vit-b-32"
+    folder = tmp_path / "out" / "stand-in" / "table2" / "cc12m" / "vit-b-32"
     comparison = json.loads((folder / "comparison.json").read_text())
     assert [model["name"] for model in comparison["models"]] == ["clip-stand-in", "ncu-stand-in"]
     sets = list(comparison["results"]["ncu-stand-in"]["retrieval"])
     assert sets == ["flickr30k_1k-stand-in", "mscoco_5k-stand-in", "mscoco_5k_all_captions-stand-in"]
-    assert comparison["published"] == [] and comparison["paired"]
+    assert comparison["paired"] and not comparison.get("published")
     assert sorted(path.name for path in folder.iterdir()) == [
         *("comparison.csv", "comparison.json", "comparison.md", "differences.png")
     ]
-    again = run_stand_in(STAND_IN["table2"], stand_in, tmp_path)
-    assert again.stdout.count("is complete") == 3
+    assert reproduce(*arguments_of(STAND_IN["table2"], stand_in)).count("is complete") == 3
 
 
 @pytest.mark.slow
@@ -394,4 +388,4 @@ def test_every_stand_in_command_of_the_page_runs(stand_in, tmp_path):
     assert pictures == ["figure4.png", "figure5.png"]
     for path in (tmp_path / "stand-in").glob("*/*/*/comparison.json"):
         comparison = json.loads(path.read_text())
-        assert comparison["published"] == [] and all("stand-in" in one["name"] for one in comparison["models"])
+        assert not comparison.get("published") and all("stand-in" in one["name"] for one in comparison["models"])

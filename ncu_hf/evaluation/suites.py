@@ -17,7 +17,7 @@ from ncu_hf.distributed import local_first, world
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation.encode import ClipEncoder, EncodedImages
 from ncu_hf.evaluation.linear_probe import FEATURES, linear_probe, split_half
-from ncu_hf.evaluation.pairwise import RetrievalItems, ZeroShotItems
+from ncu_hf.evaluation.pairwise import RetrievalItems, ZeroShotItems, compare_items
 from ncu_hf.evaluation.retrieval import retrieval_ranks, summarise_ranks
 from ncu_hf.evaluation.sets.base import CaptionedSet, EvaluationSet, LabelledSet
 from ncu_hf.evaluation.similarity import similarity_distributions, summarise_similarity
@@ -53,6 +53,15 @@ class Measurement:
     def similarity(self) -> dict[str, dict[str, float]]:
         """Mean and deviation of each distribution."""
         return summarise_similarity(self.distributions or {})
+
+
+def paired_tests(baseline: Measurement, model: Measurement) -> list[dict[str, Any]]:
+    """Differences of a model to a baseline on the same items of one set, see `compare_items`."""
+    of_the_set = {"group": model.group, "set": model.name}
+    tests = compare_items(baseline.items, model.items)
+    # The items of a probe give a top 5 too, which is not told of it.
+    told = [test for test in tests if model.group == "retrieval" or test["metric"] in model.numbers]
+    return [{**of_the_set, **test} for test in told]
 
 
 def measure(encoder: ClipEncoder, evaluation_set: EvaluationSet, **options: Any) -> Measurement | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ncu_hf.cli import Arguments
 from ncu_hf.config import GLOBAL_BATCH_SIZE
+from ncu_hf.objectives import METHODS
 from ncu_hf.planning.units import count, size
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def _batch(arguments: Arguments) -> Iterator[str]:
             f"Batch: {batch:,} pairs against the paper's {GLOBAL_BATCH_SIZE:,}; a pair has few negatives, and what a "
             "batch forgets is judged against few others. Raise --global_batch_size; --chunk_size bounds its memory."
         )
-    if method.method == "ncu" and method.forget_ratio > 0 and int(method.forget_ratio * batch) == 0:
+    forgets = any("forget_ratio" in objective.settings for objective in METHODS[method.method])
+    if forgets and method.forget_ratio > 0 and int(method.forget_ratio * batch) == 0:
         yield (
             f"Forgetting: {method.forget_ratio} of {batch} pairs is less than one, so nothing is forgotten; raise "
             "--global_batch_size or --forget_ratio."

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ncu_hf.data import ImageTransform, normalize
 from ncu_hf.objectives import Objective
+from ncu_hf.objectives.base import ReferenceEmbeds
 from ncu_hf.step import total_loss
 from ncu_hf.trainer import NCUTrainer
 
@@ -120,8 +121,10 @@ def _objective_peak(objective: Objective, rows: int, width: int) -> int:
     image, negative = (text + torch.randn(rows, width, generator=random) for _ in range(2))
     leaves = [nn.functional.normalize(embeds, dim=-1).requires_grad_() for embeds in (image, text, negative)]
     scale = torch.tensor(3.0, requires_grad=True)
+    negative_embeds = leaves[2] if objective.needs_negative_text else None
+    beside = [ReferenceEmbeds(leaves[0].detach(), leaves[1].detach())] if objective.needs_reference else []
     with LiveBytes(leaves) as live:
-        outputs = objective(leaves[0], leaves[1], leaves[2] if objective.needs_negative_text else None, scale)
+        outputs = objective(leaves[0], leaves[1], negative_embeds, scale, *beside)
         gradients = torch.autograd.grad(total_loss(outputs), [*leaves, scale], allow_unused=True)
         del gradients
     return live.peak
@@ -129,7 +132,8 @@ def _objective_peak(objective: Objective, rows: int, width: int) -> int:
 
 def embedding_bytes(objective: Objective, rows: int, width: int) -> int:
     """The embeddings (N, D) of all processes that every process gathers."""
-    return (3 if objective.needs_negative_text else 2) * rows * width * _FLOAT
+    branches = 2 + objective.needs_negative_text + 2 * objective.needs_reference
+    return branches * rows * width * _FLOAT
 
 
 def optimizer_bytes(trainer: NCUTrainer) -> int | None:

@@ -15,6 +15,8 @@ from ncu_hf.checkpoint import last_checkpoint
 from ncu_hf.distributed import world
 from ncu_hf.modeling import NCUModel
 from ncu_hf.objectives import Objective
+from ncu_hf.objectives.ablations import FalseNegativesObjective
+from ncu_hf.objectives.clip import RetainedClipObjective
 from ncu_hf.objectives.negative_prompt import NegativePromptObjective
 from ncu_hf.phases import make_trainer
 from ncu_hf.planning.memory import backward_bytes, embedding_bytes, matrix_bytes, optimizer_bytes, parameter_bytes
@@ -154,11 +156,13 @@ def step_memory(trainer: NCUTrainer, tokens: int) -> StepMemory:
 def negatives(objective: Objective, batch: int) -> str:
     """What an image is contrasted with in a global batch of N pairs: other captions, and its own caption's negative.
 
-    Phase 1 of NCU learns from the retained pairs alone.
+    Some phases learn from the retained pairs alone (of `gradient_ascent` the retained images are meant).
     """
-    if isinstance(objective, NegativePromptObjective):
+    if isinstance(objective, NegativePromptObjective | RetainedClipObjective):
         batch -= int(objective.arguments.forget_ratio * batch)
-    return f"{batch - 1:,} + 1 learned" if objective.needs_negative_text else f"{batch - 1:,}"
+    if not objective.needs_negative_text or isinstance(objective, FalseNegativesObjective):
+        return f"{batch - 1:,}"
+    return f"{batch - 1:,} + 1 {'learned' if objective.needs_prompt else 'written'}"
 
 
 def outcome_bytes(run: Run, model: NCUModel) -> int:

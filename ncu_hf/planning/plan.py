@@ -126,7 +126,7 @@ def make_plan(run: Run, objectives: Sequence[Objective]) -> Plan:
         "disk": _disk(run, phases),
         "save_every": _save_every(run),
         "from_scratch": run.arguments.model.model is None,
-        "prompt": any(objective.needs_negative_text for objective in objectives),
+        "prompt": any(objective.needs_prompt for objective in objectives),
         "published": _repository(run) if training.push_to_hub else None,
     }
     return Plan(**found, warnings=tuple(doubts(Plan(**found), run.arguments)))

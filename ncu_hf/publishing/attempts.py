@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 
-from ncu_hf.data.network.http_client import HTTP_ERROR, Fault, _asked_wait
+from ncu_hf.data.network.http_client import HTTP_ERROR, Fault, asked_wait
 from ncu_hf.errors import one_line
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def judge(error: BaseException) -> Fault | Refused:
 def _judge_answer(answer: HfHubHTTPError, error: BaseException) -> Fault | Refused:
     # The library lists in a ValueError what is wrong with a card.
     words = str(error) if type(error) is ValueError else answer.server_message or str(answer)
-    wait = _asked_wait(answer.response.headers)
+    wait = asked_wait(answer.response.headers)
     unknown = isinstance(answer, RepositoryNotFoundError)
     return _judge_status(answer.response.status_code, " ".join(words.split())[:300], wait, unknown)
 

@@ -22,6 +22,8 @@ run = {
   "zero_shot": {"cifar10": {"before": Z, "after": Z}},           # Z, R, P: below
   "retrieval": {"held-out pairs": {"before": R, "after": R}},
   "linear_probe": {"cifar10": {"before": P, "after": P}},
+  "paired": [{"group": "zero_shot", "set": "cifar10", "metric": "accuracy", "difference": 0.03, "interval": [..],
+              "test": "McNemar...", "p_value": 0.01, "n": 10000}, ...],   # after against before on the same items
   "similarity": {"before": S, "after": S},               # S: ncu_hf.evaluation.similarity.summarise_similarity
   "forget_set": {"before": F, "after": F},               # F: ncu_hf.evaluation.detection.forget_set_metrics
   "forget_summary": {...},              # optional: ncu_hf.reporting.forgetting.forget_summary, told without forget_set

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ncu_hf.reporting.results import SIDES, finite
 
 ZERO_SHOT, RETRIEVAL, PROBE = "Zero-shot classification", "Image-text retrieval", "Linear probe"
 FORGET_SET = "Forget set"
+GROUP_KEYS = {ZERO_SHOT: "zero_shot", RETRIEVAL: "retrieval", PROBE: "linear_probe"}
 AVERAGE = "primary metric"  # name of the row of averages over sets
 RECALLS = ("R@1", "R@5", "R@10")
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
@@ -30,6 +31,8 @@ class Row:
         n (`int`, *optional*): Number of items that the value is a mean of.
         percent (`bool`): Whether values are shares, shown in percent.
         primary (`bool`): Whether this is the metric that counts for its set.
+        metric (`str`): The metric as paired tests name it, e.g. `"image_to_text R@1"`.
+        paired (`dict`, *optional*): Test of after against before on the same items, see `ncu_hf.evaluation.pairwise`.
     """
 
     group: str
@@ -40,6 +43,8 @@ class Row:
     n: int | None = None
     percent: bool = True
     primary: bool = False
+    metric: str = ""
+    paired: dict | None = None
 
     def value(self, side: str) -> str:
         """Value with its interval, or a dash."""
@@ -52,12 +57,20 @@ class Row:
         return text
 
     def difference(self) -> str:
-        """After minus before, in the unit of the values, or a dash."""
+        """After minus before, in the unit of the values, with its paired interval where there is one; or a dash."""
         if not self.compares:
             return "-"
-        difference = self.values["after"] - self.values["before"]
-        text = f"{100 * difference:+.1f}" if self.percent else f"{difference:+.3g}"
-        return "+0.0" if text == "-0.0" else text
+        text = self._signed(self.values["after"] - self.values["before"])
+        if self.paired_interval:
+            low, high = map(self._signed, self.paired_interval)
+            text += f" [{low}, {high}]"
+        return text
+
+    @property
+    def paired_interval(self) -> list[float]:
+        """95 % interval of the difference on the same items; empty where it is not known."""
+        bounds = [finite(bound) for bound in (self.paired or {}).get("interval", ())]
+        return bounds if len(bounds) == 2 and None not in bounds else []
 
     def size(self) -> str:
         """n, or a dash."""
@@ -68,6 +81,10 @@ class Row:
         """Whether both sides have a value."""
         return all(side in self.values for side in SIDES)
 
+    def _signed(self, difference: float) -> str:
+        text = f"{100 * difference:+.1f}" if self.percent else f"{difference:+.3g}"
+        return "+0.0" if text == "-0.0" else text
+
     def _number(self, value: float) -> str:
         return f"{100 * value:.1f}" if self.percent else f"{value:.4g}"
 
@@ -77,13 +94,18 @@ def result_rows(results: dict) -> list[Row]:
 
     The primary metric of a set comes first. Groups that are missing are left out, and so is a row without any value.
     """
+    tests = {(test["group"], test["set"], test["metric"]): test for test in results.get("paired", ())}
     rows = [
         *_classification(ZERO_SHOT, results.get("zero_shot", {})),
         *_retrieval(results.get("retrieval", {})),
         *_classification(PROBE, results.get("linear_probe", {})),
         *_forget_set(results.get("forget_set", {})),
     ]
-    return [row for row in rows if row.values]
+    return [
+        replace(row, paired=tests.get((GROUP_KEYS.get(row.group), row.set_name, row.metric)))
+        for row in rows
+        if row.values
+    ]
 
 
 def average_row(rows: list[Row], group: str) -> Row | None:
@@ -103,7 +125,8 @@ def average_row(rows: list[Row], group: str) -> Row | None:
     return Row(group, f"average of {len(rows)} sets", AVERAGE, means, primary=True)
 
 
-def _row(group: str, set_name: str, name: str, sides: dict, key: str, n: int | None, **options: bool) -> Row:
+def _row(group: str, set_name: str, name: str, sides: dict, key: str, n: int | None, **options: bool | str) -> Row:
+    """`key` is the value in the numbers of a side; paired tests call it the same unless `options` says otherwise."""
     values, intervals = {}, {}
     for side in SIDES:
         numbers = sides.get(side, {})
@@ -113,7 +136,7 @@ def _row(group: str, set_name: str, name: str, sides: dict, key: str, n: int | N
             bounds = [finite(bound) for bound in numbers.get("interval", {}).get(key, ())]
             if len(bounds) == 2 and None not in bounds:
                 intervals[side] = bounds
-    return Row(group, set_name, name, values, intervals, n, **options)
+    return Row(group, set_name, name, values, intervals, n, **({"metric": key} | options))
 
 
 def _classification(group: str, sets: dict) -> Iterator[Row]:
@@ -141,7 +164,7 @@ def _retrieval(sets: dict) -> Iterator[Row]:
         for direction, words in DIRECTIONS.items():
             part = {side: numbers.get(direction, {}) for side, numbers in sides.items()}
             for recall in RECALLS:
-                yield row(f"{words} {recall}", part, recall, sizes[direction])
+                yield row(f"{words} {recall}", part, recall, sizes[direction], metric=f"{direction} {recall}")
             yield row(f"{words} median rank", part, "median_rank", sizes[direction], percent=False)
 
 

@@ -41,7 +41,9 @@ def _zero_shot_subject(row: Row) -> str:
 def _outcome(subject: str, row: Row) -> str:
     values = [100 * row.values[side] for side in SIDES]
     told = f"{row.difference()} points"
-    if all(side in row.intervals for side in SIDES):
+    if row.paired_interval:
+        told += ", 95 % interval of the paired difference"
+    elif all(side in row.intervals for side in SIDES):
         (low, high), (low_after, high_after) = (row.intervals[side] for side in SIDES)
         apart = high < low_after or high_after < low
         told += f"; the 95 % intervals {'do not overlap' if apart else 'overlap'}"

@@ -46,9 +46,7 @@ def labelled(names, labels, **fields):
 
 def captioned(names, captions, image_groups, caption_groups):
     groups = {"image_groups": torch.tensor(image_groups), "caption_groups": torch.tensor(caption_groups)}
-    return CaptionedSet(
-        origin=ORIGIN, keys=list(map(str, names)), images=pictures(*names), captions=captions, **groups
-    )
+    return CaptionedSet(origin=ORIGIN, keys=list(map(str, names)), images=pictures(*names), captions=captions, **groups)
 
 
 def test_one_hot_embeddings_are_perfect():
@@ -86,9 +84,7 @@ def test_classes_are_told_on_request():
 
 
 def test_images_that_cannot_be_decoded_are_left_out_and_counted():
-    found = measure(
-        ColourEncoder(), labelled(["red", None, "blue", None], [0, 1, 2, 0], skipped={"missing_label": 2})
-    )
+    found = measure(ColourEncoder(), labelled(["red", None, "blue", None], [0, 1, 2, 0], skipped={"missing_label": 2}))
     assert found.numbers["n"] == 2 and found.numbers["accuracy"] == 1.0
     assert found.numbers["skipped"] == {"missing_label": 2, "undecodable": 2}
     with pytest.raises(InputError, match=r"colours: none of its 2 images .*undecodable"):

@@ -220,7 +220,7 @@ def request(endpoint: Endpoint, method: str, byte_range: str | None = None) -> A
     status = response.status_code
     if status in (408, 425, 429) or (status >= 500 and status not in (501, 505)):
         response.close()
-        raise Fault(f"the server answers {_phrase(status)}", _asked_wait(response.headers))
+        raise Fault(f"the server answers {_phrase(status)}", asked_wait(response.headers))
     return Answer(response, client)
 
 
@@ -236,7 +236,7 @@ def _fault(error: Exception, client: Any) -> Fault:
     return Fault(type(error).__name__)
 
 
-def _asked_wait(headers: Mapping[str, str]) -> float:
+def asked_wait(headers: Mapping[str, str]) -> float:
     """Seconds that a server asks for: `Retry-After` (seconds or date), or the reset of the Hub's `RateLimit`."""
     text = headers.get("retry-after", "").strip()
     if text.isdecimal():
