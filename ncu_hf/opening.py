@@ -16,7 +16,7 @@ from ncu_hf.distributed import gather_json, local_first, world
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.evaluation import EvaluationSet
 from ncu_hf.evaluation.sets.captioned import captioned_set
-from ncu_hf.evaluation.sets.open import open_suite
+from ncu_hf.evaluation.sets.open import find_suite, open_suite
 from ncu_hf.reporting.results import HELD_OUT
 
 
@@ -69,10 +69,14 @@ def open_training_pairs(
     return source
 
 
-def open_evaluation_sets(data: DataArguments) -> list[EvaluationSet]:
+def open_evaluation_sets(data: DataArguments, *, plan: bool = False) -> list[EvaluationSet]:
     """Open what to measure on: the pairs of `--eval_data`, named `HELD_OUT`, and the sets of `--eval_sets`.
 
     A collective: the first process of each machine downloads what is not there yet.
+
+    Args:
+        data (`DataArguments`): What to open.
+        plan (`bool`, *optional*): Only find out whether the sets of `--eval_sets` exist: a plan downloads none.
 
     Raises:
         InputError: one of them cannot be read, or has a name that another one has.
@@ -85,7 +89,10 @@ def open_evaluation_sets(data: DataArguments) -> list[EvaluationSet]:
         if data.eval_sets is not None:
             specs = [spec.strip() for spec in data.eval_sets.split(",") if spec.strip()]
             stored = {name: getattr(data, name) for name in ("image_column", "caption_column", "image_root")}
-            sets += open_suite(specs, **stored)
+            if plan:
+                find_suite(specs)
+            else:
+                sets += open_suite(specs, **stored)
     return sets
 
 

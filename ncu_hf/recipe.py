@@ -70,7 +70,7 @@ def run(arguments: Arguments, labelled_sets: LabelledSets | None = None) -> dict
         if arguments.training.push_to_hub:
             check_login(HubSettings.of(arguments.training))
     source = open_training_pairs(arguments.data, device, revision=workspace.data_revision(arguments))
-    sets = open_evaluation_sets(arguments.data)
+    sets = open_evaluation_sets(arguments.data, plan=arguments.training.plan)
     reference = load_reference(
         arguments.model,
         partial(usable_captions, source),

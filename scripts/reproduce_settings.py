@@ -134,7 +134,7 @@ class StandInSetting:
         tokenizer = known.caption_tokenizer and self.folder / "tokenizer"
         files = "*.parquet" if tokenizer else f"{row[0]}-train-*.tar"
         stored = {"image_column": known.image_column, "caption_column": known.caption_column}
-        size = {"global_batch_size": 64, "max_steps": 4, "warmup_steps": 1, "logging_steps": 2}
+        size = {"global_batch_size": 32, "max_steps": 4, "warmup_steps": 1, "logging_steps": 2}
         return flags(
             train_data=self.folder / row[0] / files,
             **stored,

@@ -195,7 +195,6 @@ def end_with_parent() -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the script without a traceback
     data, options = parse()
     if options.processes == 1:
         run_process(0, data, options, "")
@@ -229,4 +228,5 @@ def wait_for(started: list[multiprocessing.Process]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the script without a traceback
     run_main(main)

@@ -223,6 +223,13 @@ def test_further_sets_are_measured_before_and_after_and_told_by_the_card(recipe,
     assert "| colours |" in card.text or "colours (3 classes)" in card.text
 
 
+def test_a_plan_fetches_no_further_set(recipe, tmp_path, capfd):
+    recipe(eval_sets="paper,retrieval", plan="true", method="clip", max_steps=2)  # offline: opening one would fail
+    assert "contrastive" in capfd.readouterr().out
+    with pytest.raises(InputError, match="cifar10"):
+        recipe(eval_sets="cifar1O", plan="true")
+
+
 def test_a_further_set_that_is_not_there_is_told_before_training(recipe, tmp_path):
     with pytest.raises(InputError, match="cifar10"):
         recipe(eval_sets="cifar1O")

@@ -38,7 +38,7 @@ SECTIONS = {
 }
 FULL = {name: commands[0] for name, commands in SECTIONS.items()}
 STAND_IN = {name: commands[-1] for name, commands in SECTIONS.items()}
-PAIRS, IMAGES = 96, 12
+PAIRS, IMAGES = 192, 12
 
 
 @pytest.fixture(autouse=True)

@@ -93,14 +93,23 @@ def open_suite(
     Returns:
         `list`: In the order in which they are named; their names differ.
     """
-    names = [name for spec in specs for name in SUITES.get(spec.lower(), [spec])]
     pairs = Pairs(image_column, caption_column, image_root)
-    targets = list({target.identity: target for target in map(find, names)}.values())
+    targets = find_suite(specs)
     opened = {
         target.identity: _open(target, pairs)
         for target in sorted(targets, key=lambda target: target.hub_id is not None)
     }
     return _unique([opened[target.identity] for target in targets])
+
+
+def find_suite(specs: Iterable[str]) -> list[Target]:
+    """What several specifications stand for, suites expanded, each set once. Does not use the network.
+
+    Raises:
+        InputError: see [`find`].
+    """
+    names = [name for spec in specs for name in SUITES.get(spec.lower(), [spec])]
+    return list({target.identity: target for target in map(find, names)}.values())
 
 
 def find(spec: str, revision: str | None = None) -> Target:
