@@ -18,7 +18,7 @@ from ncu_hf.errors import InputError, TrainingStopped, nearest, one_line
 STOPPED, BAD_INPUT = 1, 2
 # Seconds after which another process than the first reports its error: where all have the same one, the launcher has
 # ended the others by then, and it is read once.
-_PATIENCE = 3
+_PATIENCE = 10
 # What gloo says when another process has ended.
 _PEER_ENDED = ("Connection closed by peer", "Connection reset by peer")
 

@@ -19,6 +19,7 @@ from ncu_hf.environment import command, environment
 from ncu_hf.errors import InputError, one_of
 from ncu_hf.evaluation import ClipEncoder, EmbeddingCache, EvaluationSet, LabelledSet, Measurement, measure
 from ncu_hf.evaluation.linear_probe import FEATURES
+from ncu_hf.evaluation.sets.check import check_usable
 from ncu_hf.evaluation.sets.open import open_suite
 from ncu_hf.evaluation.suites import measure_linear_probe, paired_tests
 from ncu_hf.loading import load_clip, load_config, load_processor
@@ -174,6 +175,8 @@ def _tasks(settings: ComparisonSettings) -> Iterator[Task]:
     stored = {name: getattr(settings, name) for name in ("image_column", "caption_column", "image_root")}
     named = [spec for spec in settings.suite if spec != PROBE_SUITE]
     sets = open_suite(named, **stored) if named else []
+    for one in sets:
+        check_usable(one)
     for one in sets:
         labelled = isinstance(one, LabelledSet)
         options = {"paper_metrics": settings.paper_metrics, "per_class": settings.per_class} if labelled else {}

@@ -16,6 +16,7 @@ from ncu_hf.distributed import gather_json, local_first, world
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.evaluation import EvaluationSet
 from ncu_hf.evaluation.sets.captioned import captioned_set
+from ncu_hf.evaluation.sets.check import check_usable
 from ncu_hf.evaluation.sets.open import find_suite, open_suite
 from ncu_hf.reporting.results import HELD_OUT
 
@@ -85,6 +86,7 @@ def open_evaluation_sets(data: DataArguments, *, plan: bool = False) -> list[Eva
         sets: list[EvaluationSet] = []
         if data.eval_data is not None:
             pairs = captioned_set(_open_evaluation_pairs(data), data.eval_limit)
+            check_usable(pairs)
             sets.append(dataclasses.replace(pairs, origin=dataclasses.replace(pairs.origin, name=HELD_OUT)))
         if data.eval_sets is not None:
             specs = [spec.strip() for spec in data.eval_sets.split(",") if spec.strip()]
@@ -92,7 +94,10 @@ def open_evaluation_sets(data: DataArguments, *, plan: bool = False) -> list[Eva
             if plan:
                 find_suite(specs)
             else:
-                sets += open_suite(specs, **stored)
+                further = open_suite(specs, **stored)
+                for one in further:
+                    check_usable(one)
+                sets += further
     return sets
 
 

@@ -182,9 +182,9 @@ def test_a_table_that_is_none(refused, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "named"),
     [
-        (["image,caption", *(f"{name}.png,the same" for name in "ab")], ["2 readable images", "1 different captions"]),
-        (["image,caption", "a.png,one", "a.png,two"], ["1 readable images", "2 different captions"]),
-        (["image,caption", "a.png,one", "absent.png,two"], ["1 readable images", "missing_file"]),
+        (["image,caption", *(f"{name}.png,the same" for name in "ab")], ["2 images", "1 different captions"]),
+        (["image,caption", "a.png,one", "a.png,two"], ["1 images", "2 different captions"]),
+        (["image,caption", "a.png,one", "absent.png,two"], ["decoded", "1 of 2", "missing_file"]),
         (["image,caption", "absent.png,one"], ["no readable image"]),
         (["image,text", "a.png,one", "b.png,two"], ["'caption'", "Columns: image, text"]),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,13 @@ def test_nothing_unpickles_or_evaluates(path):
     calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert not {"torch.load", "torch.save"} & set(calls)
     assert "trust_remote_code=True" not in text
+
+
+def test_no_script_needs_the_library_that_one_of_them_is_named_after():
+    """Python looks into `scripts/` first when it runs one of them, and finds `evaluate.py` there."""
+    scripts = (ROOT / "scripts").glob("*.py")
+    modules = sorted({name for path in scripts for name in imports(path) if name.startswith("ncu_hf.")})
+    code = f"import sys, importlib\nfor name in {modules}: importlib.import_module(name)\n"
+    code += "sys.exit(f'evaluate is {sys.modules[\"evaluate\"]}' if 'evaluate' in sys.modules else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
