@@ -233,11 +233,12 @@ def test_checkpoints_and_disk_are_what_a_run_leaves(recipe, prepare, tmp_path):
         found = sorted(output.glob(f"phases/{phase.name}/checkpoint-*"))
         assert len(found) == phase.checkpoints == phase.checkpoints_kept == 2
         for folder in found:
-            assert phase.checkpoint_bytes == pytest.approx(folder_bytes(folder), rel=0.05)
-        assert phase.outcome_bytes == pytest.approx(folder_bytes(output / "phases" / phase.name / "final"), rel=0.05)
+            assert phase.checkpoint_bytes == pytest.approx(folder_bytes(folder), rel=0.05, abs=40_000)
+        final = folder_bytes(output / "phases" / phase.name / "final")
+        assert phase.outcome_bytes == pytest.approx(final, rel=0.05, abs=40_000)
     evidence = ["README.md", "results.json", "data_health.json", "run.json", *(output / "plots").iterdir()]
     written = folder_bytes(output) - sum((output / name).stat().st_size for name in evidence)
-    assert plan.disk.final == pytest.approx(written, rel=0.05)
+    assert plan.disk.final == pytest.approx(written, rel=0.05, abs=7 * 40_000)  # a card in each of seven folders
 
 
 @pytest.mark.parametrize(

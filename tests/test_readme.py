@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import subprocess
@@ -39,15 +40,20 @@ def test_recipe_commands_parse(command, tmp_path, monkeypatch):
     parse_arguments(flags, extra=SceneArguments if recipe.endswith("demo.py") else None)
 
 
+@functools.cache
+def help_of(*words: str) -> str:
+    return subprocess.run(
+        [sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
 @pytest.mark.parametrize("command", commands("scripts/"))
 def test_scripts_exist_and_know_the_flags(command):
     words = shlex.split(command)
     script = next(word for word in words if word.startswith("scripts/"))
     arguments = words[words.index(script) + 1 :]
-    subcommand = [arguments[0]] if arguments and script.endswith("benchmark.py") else []
-    shown = subprocess.run(
-        [sys.executable, script, *subcommand, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    subcommand = (arguments[0],) if arguments and script.endswith("benchmark.py") else ()
+    shown = help_of(script, *subcommand)
     assert [word for word in arguments if word.startswith("--") and word.split("=")[0] not in shown] == []
 
 

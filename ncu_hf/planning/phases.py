@@ -25,6 +25,7 @@ from ncu_hf.trainer import NCUTrainer
 from ncu_hf.workspace import resuming
 
 # A tensor's entry in the header of a safetensors file: name, type, shape and place.
+_CARD_BYTES = 80_000  # text and the plot of the losses
 _HEADER_BYTES = 110
 
 
@@ -166,7 +167,7 @@ def negatives(objective: Objective, batch: int) -> str:
 
 
 def outcome_bytes(run: Run, model: NCUModel) -> int:
-    """Size of a folder with the model as a plain CLIP, its prompt and its processor."""
+    """Size of a folder with the model as a plain CLIP, its prompt, its processor and its card."""
     tensors = list(run.reference.clip.state_dict().values())
     if model.negative_prompt is not None:
         tensors += model.negative_prompt.state_dict().values()
@@ -174,7 +175,7 @@ def outcome_bytes(run: Run, model: NCUModel) -> int:
         run.reference.processor.save_pretrained(folder)
         run.reference.clip.config.save_pretrained(folder)
         small = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    return sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors) + small
+    return sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors) + small + _CARD_BYTES
 
 
 def state_bytes(trainer: NCUTrainer, memory: StepMemory) -> int:
