@@ -25,8 +25,8 @@ from ncu_hf.trainer import NCUTrainer
 from ncu_hf.workspace import resuming
 
 # A tensor's entry in the header of a safetensors file: name, type, shape and place.
-_CARD_BYTES = 80_000  # text and the plot of the losses
 _HEADER_BYTES = 110
+_CARD_BYTES = 80_000  # text and the plot of the losses
 
 
 @dataclass(frozen=True)
