@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import TrainerState
 
 from ncu_hf.checkpoint import read_json
@@ -41,6 +42,8 @@ _OF_THE_PAPER = (
     "warmup_steps",
     "max_grad_norm",
 )
+# Each pair of settings is one length: steps count if there are any.
+_LENGTHS = {"max_steps": "num_train_epochs", "negative_prompt_max_steps": "negative_prompt_epochs"}
 
 
 def write_training_card(run: Run, phase: str, folder: Path, state: TrainerState, health: DataHealth) -> None:
@@ -122,7 +125,13 @@ def _base_model(run: Run) -> dict[str, Any]:
         return {"name": settings.model_config, "kind": "scratch"}
     if Path(settings.model).is_dir():
         return {"name": settings.model, "kind": "local"}
-    return {"name": settings.model, "kind": "hub", "revision": settings.revision}
+    return {"name": settings.model, "kind": "hub", "revision": _commit(settings.model, settings.revision)}
+
+
+def _commit(model: str, revision: str | None) -> str | None:
+    """The commit that a branch of the Hub stood for when the model was loaded: the name of the folder in the cache."""
+    config = try_to_load_from_cache(model, "config.json", revision=revision or "main")
+    return Path(config).parent.name if isinstance(config, str) else revision
 
 
 def _describe_data(run: Run) -> dict[str, Any]:
@@ -142,10 +151,10 @@ def _describe_data(run: Run) -> dict[str, Any]:
 def _augmentation(run: Run) -> list[str]:
     """What happens to a training pair before the model sees it."""
     data = run.arguments.data
-    crop = f"Images: random crop of {data.crop_scale_min:.0%} to 100% of the area"
-    lines = [crop if data.random_crop else "Images: resized and cropped in the centre, as the processor does"]
+    crop = f"images cropped at random to {100 * data.crop_scale_min:g} to 100 % of their area"
+    lines = [crop if data.random_crop else "images resized and cropped in the centre, as the processor does"]
     if data.augment_negative_captions:
-        lines.append("Captions of the negative branch: words swapped, deleted and inserted at random")
+        lines.append("words of the captions of the negative branch swapped, deleted and inserted at random")
     return lines
 
 
@@ -153,6 +162,8 @@ def _hyperparameters(arguments: Arguments) -> dict[str, Any]:
     """What determines the result, apart from the model that it starts from and the data."""
     settings = run_settings(arguments)
     chosen = {name: settings[name] for name in LEARNING_SETTINGS}
+    for steps, epochs in _LENGTHS.items():
+        del chosen[epochs if chosen[steps] > 0 else steps]
     if arguments.model.adapted_towers:
         chosen |= {name: settings[name] for name in ("lora_rank", "lora_alpha", "lora_towers")}
     if not any(objective.needs_prompt for objective in build_objectives(arguments.method)):

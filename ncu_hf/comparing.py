@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +23,16 @@ from ncu_hf.evaluation.linear_probe import FEATURES
 from ncu_hf.evaluation.sets.check import check_usable
 from ncu_hf.evaluation.sets.open import open_suite
 from ncu_hf.evaluation.suites import measure_linear_probe, paired_tests
-from ncu_hf.loading import load_clip, load_config, load_processor
+from ncu_hf.loading import load_clip, load_processor
 from ncu_hf.reporting.comparison import one_measurement
-from ncu_hf.reporting.published import published_numbers
+from ncu_hf.reporting.published import NOT_A_SET, published_numbers
 
 logger = logging.getLogger(__name__)
 
 PROBE_SUITE = "probe"
+# Of a collective. While the first process fetches sets or fits a probe, the others wait in one; by default the run
+# would be ended after 10 minutes (NCCL) or 30 (gloo). Of a process that dies they hear at once, from the launcher.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,10 @@ class ModelSource(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One thing to measure: a call that takes the encoder, and the set that it is about."""
+    """One thing to measure: group and name of a set, as in the results, and a call that takes the encoder."""
 
-    name: str
+    group: str
+    set: str
     measure: Callable[[ClipEncoder], Measurement | None]
 
 
@@ -111,13 +116,14 @@ def compare(settings: ComparisonSettings) -> Comparison | None:
     Raises:
         InputError: before anything is encoded, if a model, a set or published numbers cannot be used.
     """
-    device = PartialState(cpu=settings.use_cpu).device
+    device = PartialState(cpu=settings.use_cpu, timeout=PATIENCE).device
     published = published_numbers(settings.against) if settings.against else []
     models = model_sources(settings.models)
+    for model in models:
+        _encoder(model, settings, device)  # what cannot be used is told before hours are spent on another model
     with local_first():
-        for model in models:
-            load_config(model.source, model.revision, flag="--models")
         tasks = list(_tasks(settings))
+    _warn_unpublished(published, tasks)
     measured, described = {}, []
     for model in models:
         encoder = _encoder(model, settings, device)
@@ -150,6 +156,9 @@ def model_sources(specs: list[str]) -> list[ModelSource]:
     """
     if not specs:
         raise InputError("--models: name at least one model.")
+    for spec in specs:
+        if not Path(spec).is_dir() and Path(spec.partition("@")[0]).is_dir():
+            raise InputError(f"--models {spec}: is a folder on this machine; a revision is for a model of the Hub.")
     places = [str(Path(spec).resolve()) if Path(spec).is_dir() else spec for spec in specs]
     if len(set(places)) < len(places):
         raise InputError(f"--models: {next(place for place in places if places.count(place) > 1)} is named twice.")
@@ -180,7 +189,8 @@ def _tasks(settings: ComparisonSettings) -> Iterator[Task]:
     for one in sets:
         labelled = isinstance(one, LabelledSet)
         options = {"paper_metrics": settings.paper_metrics, "per_class": settings.per_class} if labelled else {}
-        yield Task(one.origin.name, partial(measure, evaluation_set=one, **options))
+        group = "zero_shot" if labelled else "retrieval"
+        yield Task(group, one.origin.name, partial(measure, evaluation_set=one, **options))
     if settings.similarities and all(isinstance(one, LabelledSet) for one in sets):
         raise InputError("--similarity_plot: none of the sets has captions; name one in --suite.")
     probed: list[EvaluationSet] = [one for one in sets if settings.probe and isinstance(one, LabelledSet)]
@@ -190,7 +200,15 @@ def _tasks(settings: ComparisonSettings) -> Iterator[Task]:
         raise InputError("--probe: none of the sets has labels; name a labelled set, or --suite probe.")
     for one in probed:
         options = {"features": settings.probe_features, "paper_metrics": settings.paper_metrics}
-        yield Task(f"{one.origin.name}, linear probe", partial(measure_linear_probe, labelled=one, **options))
+        yield Task("linear_probe", one.origin.name, partial(measure_linear_probe, labelled=one, **options))
+
+
+def _warn_unpublished(published: list[dict[str, Any]], tasks: list[Task]) -> None:
+    """Say so if none of the published numbers will stand beside one of ours."""
+    known = [(one["group"], one["set"]) for one in published if one["set"] not in NOT_A_SET]
+    if published and not {(task.group, task.set) for task in tasks}.intersection(known):
+        names = ", ".join(dict.fromkeys(name for _, name in known))
+        logger.warning("--against: no number is published for the sets of --suite, only for %s.", names)
 
 
 def _encoder(model: ModelSource, settings: ComparisonSettings, device: torch.device) -> ClipEncoder:
@@ -212,10 +230,11 @@ def _encoder(model: ModelSource, settings: ComparisonSettings, device: torch.dev
 
 
 def _measure(encoder: ClipEncoder, model: ModelSource, task: Task) -> Measurement | None:
-    logger.info("%s on %s ...", model.name, task.name)
+    name = f"{task.set}, linear probe" if task.group == "linear_probe" else task.set
+    logger.info("%s on %s ...", model.name, name)
     found = task.measure(encoder)
     if found is not None:
-        logger.info("%s on %s: %s", model.name, task.name, one_measurement(found.group, found.numbers))
+        logger.info("%s on %s: %s", model.name, name, one_measurement(found.group, found.numbers))
     return found
 
 

@@ -10,11 +10,12 @@ from transformers import CLIPModel
 
 from ncu_hf.assessment import Assessment, assess, assess_forget_set
 from ncu_hf.cards import describe_run
-from ncu_hf.checkpoint import read_json, write_json
+from ncu_hf.checkpoint import read_json
 from ncu_hf.data import DataHealth, PairSource
 from ncu_hf.evaluation import ClipEncoder, EmbeddingCache, EvaluationSet
 from ncu_hf.evaluation.suites import paired_tests
 from ncu_hf.loading import load_clip
+from ncu_hf.publishing.card import write_results
 from ncu_hf.reporting.model_card import write_card
 from ncu_hf.reporting.plots import plot_similarities
 from ncu_hf.reporting.results import SIDES, before_after, publishable
@@ -79,9 +80,9 @@ def write_evidence(run: Run, evidence: Evidence) -> dict[str, Any]:
     """Write `results.json`, `data_health.json`, `plots/` and the card; returns the results."""
     folder = run.workspace.folder
     results = _results(run, evidence)
-    write_json(folder / "results.json", publishable(results))
     evidence.health.save(folder / "data_health.json")
     write_card(results, folder)
+    write_results(folder, publishable(results))
     return results
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ncu_hf.cli import run_main
+from ncu_hf.cli import OneLineParser, run_main
 from ncu_hf.config import FORMULATIONS, DataArguments, MethodArguments
 from ncu_hf.data.decoding import clean_caption, decode_image
 from ncu_hf.data.records import BadRecord, PairSource
@@ -33,7 +33,8 @@ SHOWN = 12  # pairs of each kind in the picture
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser([], description=__doc__, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--model", required=True, help="folder or Hub id of a CLIPModel with its processor")
     parser.add_argument("--data", required=True, help="csv, parquet, WebDataset tars, folder or Hub data set")
     parser.add_argument("--output", required=True, type=Path, help="CSV file; the picture goes beside it as .png")

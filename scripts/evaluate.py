@@ -19,9 +19,10 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from ncu_hf.cli import run_main
+from ncu_hf.cli import OneLineParser, run_main
 from ncu_hf.comparing import Comparison, ComparisonSettings, compare
 from ncu_hf.distributed import barrier
+from ncu_hf.errors import InputError, one_line
 from ncu_hf.evaluation.linear_probe import FEATURES
 from ncu_hf.reporting.audit import refuse_existing
 from ncu_hf.reporting.comparison import (
@@ -34,12 +35,14 @@ from ncu_hf.reporting.comparison import (
 from ncu_hf.reporting.plots import plot_similarities
 from ncu_hf.reporting.results import publishable
 
-OUTPUTS = ("json", "csv", "markdown", "plot", "similarity_plot")
+PLOTS = ("plot", "similarity_plot")
+OUTPUTS = ("json", "csv", "markdown", *PLOTS)
 
 
 def parse() -> argparse.Namespace:
     defaults = ComparisonSettings(models=[], suite=[])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser([], description=__doc__, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--models", required=True, nargs="+", metavar="MODEL", help="folders or Hub ids, id@revision")
     parser.add_argument("--suite", required=True, nargs="+", metavar="SET", help="suites, names, Hub ids or paths")
     parser.add_argument("--probe", action="store_true", help="also a linear probe on each labelled set")
@@ -68,9 +71,9 @@ def main() -> None:
     arguments = parse()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("ncu_hf").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler: its lines would be there twice
     transformers_logging.disable_progress_bar()
-    flags = {path: f"--{name}" for name, path in outputs(arguments).items() if path is not None}
-    refuse_existing(flags, arguments.overwrite)
+    check_outputs(outputs(arguments), arguments.overwrite)
     settings = ComparisonSettings(
         models=arguments.models,
         suite=arguments.suite,
@@ -94,30 +97,45 @@ def main() -> None:
     barrier()
 
 
-def outputs(arguments: argparse.Namespace) -> dict[str, Path | None]:
-    return {name: getattr(arguments, name) for name in OUTPUTS}
+def outputs(arguments: argparse.Namespace) -> dict[str, Path]:
+    return {name: path for name in OUTPUTS if (path := getattr(arguments, name)) is not None}
 
 
-def write(comparison: Comparison, paths: dict[str, Path | None], per_class: bool) -> None:
+def check_outputs(paths: dict[str, Path], overwrite: bool) -> None:
+    """Refuse, before the work, files that could not be written after it."""
+    flags: dict[Path, str] = {}
+    for name, path in paths.items():
+        if (other := flags.setdefault(path.resolve(), f"--{name}")) != f"--{name}":
+            raise InputError(f"--{name}: {path} is the file of {other} too; give each its own.")
+        if path.is_dir():
+            raise InputError(f"--{name}: {path} is a folder; name a file in it.")
+        if name in PLOTS and path.suffix.lower() != ".png":
+            raise InputError(f"--{name}: a plot is a PNG file, so its name must end in .png, got {path}.")
+    refuse_existing({path: f"--{name}" for name, path in paths.items()}, overwrite)
+
+
+def write(comparison: Comparison, paths: dict[str, Path], per_class: bool) -> None:
     """Print the table, and write the files that were asked for."""
     numbers = publishable(comparison.numbers)
     print(comparison_table(numbers))
     if per_class:
         print(f"\n{per_class_tables(numbers)}")
-    texts = {
-        "json": lambda: json.dumps(numbers, indent=2, ensure_ascii=False) + "\n",
-        "csv": lambda: comparison_csv(numbers),
-        "markdown": lambda: comparison_markdown(numbers) + "\n",
+    writers = {
+        "json": lambda path: path.write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", "utf-8"),
+        "csv": lambda path: path.write_text(comparison_csv(numbers), "utf-8"),
+        "markdown": lambda path: path.write_text(comparison_markdown(numbers) + "\n", "utf-8"),
+        "plot": lambda path: plot_differences(numbers, path),
+        "similarity_plot": lambda path: draw_similarities(comparison, path),
     }
+    failed = []
     for name, path in paths.items():
-        if path is not None and name in texts:
-            path.write_text(texts[name](), encoding="utf-8")
-    if paths["plot"] is not None:
-        plot_differences(numbers, paths["plot"])
-    if paths["similarity_plot"] is not None:
-        draw_similarities(comparison, paths["similarity_plot"])
-    for path in filter(None, paths.values()):
-        print(f"Written: {path}")
+        try:
+            writers[name](path)
+            print(f"Written: {path}")
+        except OSError as error:  # a full disk at one file is no reason to lose the others
+            failed.append(f"--{name}: {path} cannot be written ({one_line(error)}).")
+    if failed:
+        raise InputError(" ".join(failed))
 
 
 def draw_similarities(comparison: Comparison, path: Path) -> None:

@@ -1,8 +1,9 @@
 """Embeddings by content: what was encoded once is read the next time, by whichever metric asks.
 
 An entry is one safetensors file, named by the SHA-256 of all that determines its values: weights and configuration of
-the model, preprocessing, images or token ids, batch size and kind of device. So nothing has to be invalidated; a folder
-that has grown too large can be deleted.
+the model, preprocessing, images or token ids, batch size, kind of device and libraries. So nothing has to be
+invalidated; a folder that has grown too large can be deleted. An entry holds the SHA-256 of its own values too: what a
+disk has damaged is encoded again.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPModel
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +36,8 @@ _NOT_OF_THE_FUNCTION = {"_name_or_path", "transformers_version", "dtype", "torch
 
 def default_folder() -> Path:
     """`$NCU_HF_CACHE`, or `~/.cache/ncu_hf/embeddings`."""
-    return Path(os.environ.get(ENVIRONMENT_VARIABLE) or Path.home() / ".cache" / "ncu_hf" / "embeddings")
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "ncu_hf" / "embeddings"
 
 
 def digest(value: Any) -> str:
@@ -42,8 +47,13 @@ def digest(value: Any) -> str:
 
 def model_digest(model: CLIPModel) -> str:
     """SHA-256 (hex) of the weights, name by name, and of the configuration of the function that they parametrise."""
-    found = hashlib.sha256(digest(_function_config(model.config.to_dict())).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    return _tensors_digest(model.state_dict(), digest(_function_config(model.config.to_dict())))
+
+
+def _tensors_digest(tensors: dict[str, Tensor], more: str = "") -> str:
+    """SHA-256 (hex) of a text, and of tensors with their names, in the order of these."""
+    found = hashlib.sha256(more.encode())
+    for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
@@ -64,6 +74,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: str | Path | None = None):
         self.folder = default_folder() if folder is None else Path(folder)
+        self._told = False  # that it cannot be written: once is enough
 
     def path(self, key: dict[str, Any]) -> Path:
         return self.folder / f"{digest(key)}.safetensors"
@@ -73,8 +84,11 @@ class EmbeddingCache:
         path = self.path(key)
         try:
             with safe_open(path, framework="pt") as file:
-                notes = json.loads((file.metadata() or {})["notes"])
-                return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["sha256"] != _tensors_digest(tensors, metadata["notes"]):
+                raise ValueError("its content is damaged")
+            return tensors, json.loads(metadata["notes"])
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -84,8 +98,10 @@ class EmbeddingCache:
     def save(self, key: dict[str, Any], tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         """Write an entry in one step. A full or read-only disk costs the entry, not the evaluation."""
         path = self.path(key)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        # Not by process id: two containers that share the folder may have the same one.
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
         metadata = {"key": json.dumps(key, default=str), "notes": json.dumps(notes)}
+        metadata["sha256"] = _tensors_digest(tensors, metadata["notes"])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
@@ -93,4 +109,6 @@ class EmbeddingCache:
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):  # what is left of it, if it was begun
                 partial.unlink()
-            logger.warning("Embeddings are not cached in %s (%s).", self.folder, error)
+            if not self._told:
+                logger.warning("Embeddings are not cached in %s (%s).", self.folder, error)
+            self._told = True

@@ -10,18 +10,25 @@ import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import PIL
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import CLIPModel, CLIPProcessor
 
 from ncu_hf.distributed import broadcast_json, broadcast_tensor, gather_json, world
+from ncu_hf.errors import InputError
 from ncu_hf.evaluation.cache import ENCODER_VERSION, EmbeddingCache, digest, model_digest
 from ncu_hf.evaluation.pixels import PixelBatch, StoredImage, load_pixels
 from ncu_hf.evaluation.progress import Progress
 from ncu_hf.evaluation.sharing import cut, gather_batches, own_share
 
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPProcessor
+
+# A reason that may pass: what is measured now stands, but is not kept.
+UNREADABLE = "unreadable_file"
 Entry = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and notes of the cache
 
 
@@ -83,6 +90,9 @@ class ClipEncoder:
         batch_size (`int`, *optional*, defaults to 256): Images or texts a forward pass.
         workers (`int`, *optional*, defaults to 0): Processes that decode images ahead of the model.
         cache (`EmbeddingCache`, *optional*): Where vectors are kept; without it nothing is.
+
+    Raises:
+        InputError: the processor's images have another size than the vision tower reads.
     """
 
     def __init__(
@@ -97,6 +107,7 @@ class ClipEncoder:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        _check_image_size(model, processor)
         self.model = model if device is None else model.to(device)
         self.processor = processor
         self.batch_size = batch_size
@@ -236,7 +247,7 @@ class ClipEncoder:
         shapes = broadcast_json(None if entry is None else _shapes(entry[0]), self.model.device)
         if shapes is None:
             entry = encode()
-            if first:
+            if first and UNREADABLE not in entry[1].values():
                 self.cache.save(key, *entry)
             return entry
         notes = broadcast_json(entry[1] if first else None, self.model.device)
@@ -248,14 +259,34 @@ class ClipEncoder:
 
     def _key(self, kind: str, what: dict[str, Any]) -> dict[str, Any]:
         how = {"model": self.model_digest, "batch_size": self.batch_size, "device": self.model.device.type}
-        return {"version": ENCODER_VERSION, "kind": kind, "torch": torch.__version__, **how, **what}
+        return {"version": ENCODER_VERSION, "kind": kind, "libraries": _libraries(), **how, **what}
 
     def _transform(self) -> str:
-        return digest(self.processor.image_processor.to_dict())
+        # With and without torchvision one folder gives two classes, whose values differ and whose settings do not.
+        processor = self.processor.image_processor
+        return digest({"class": type(processor).__name__, "settings": processor.to_dict()})
 
     @staticmethod
     def _to_cache(encoded: EncodedImages) -> Entry:
         return {"embeds": encoded.embeds, "pooled": encoded.pooled}, {str(k): v for k, v in encoded.faults.items()}
+
+
+def _check_image_size(model: CLIPModel, processor: CLIPProcessor) -> None:
+    size = model.config.vision_config.image_size
+    blank = Image.new("RGB", (2 * size, 3 * size))
+    *_, height, width = processor.image_processor(images=blank, return_tensors="pt")["pixel_values"].shape
+    if (height, width) != (size, size):
+        raise InputError(
+            f"{model.name_or_path or 'The model'}: its vision tower reads images of {size} x {size} pixels, its image "
+            f"processor makes them {width} x {height}; save the processor of this model beside it."
+        )
+
+
+def _libraries() -> dict[str, str]:
+    """Versions of what decides about the values, in their last digits at least."""
+    import transformers  # not above: its import takes seconds, and whoever has a model has it
+
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "pillow": PIL.__version__}
 
 
 def _unit(features: Tensor) -> Tensor:

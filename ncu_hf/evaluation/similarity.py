@@ -9,17 +9,19 @@ from ncu_hf.errors import InputError
 
 KINDS = ("positives", "negatives_mean", "negatives_top")
 TOP_SHARE = 0.05  # the paper's "top 5 % maximum of negative pairs"
+_SCORES = 2**25  # similarities that are held at a time; with their masks, 13 bytes each
 
 
 def similarity_distributions(
-    image_embeds: Tensor, text_embeds: Tensor, *, groups: Tensor | None = None, chunk_size: int = 1024
+    image_embeds: Tensor, text_embeds: Tensor, *, groups: Tensor | None = None, chunk_size: int | None = None
 ) -> dict[str, Tensor]:
     """Cosines of every image with its own text and with the texts of the others.
 
     Args:
         image_embeds, text_embeds (`Tensor` (N, D)): Unit vectors; row i of both is a pair.
         groups (`LongTensor` (N,), *optional*): Pairs of one group match each other, so they are not negatives.
-        chunk_size (`int`, *optional*, defaults to 1024): Images whose similarities are held at a time.
+        chunk_size (`int`, *optional*): Images whose similarities are held at a time; by default as many as take some
+            400 MiB, up to 1024.
 
     Returns:
         `dict[str, Tensor]`: float32 (N,) each: `positives`; `negatives_mean`, the mean over an image's negatives;
@@ -36,6 +38,7 @@ def similarity_distributions(
     if groups.shape != (n,) or (torch.unique(groups).numel() < 2):
         raise InputError(f"Similarities: {n} pairs need {n} group ids of at least two groups, so that negatives exist.")
     groups = groups.to(image_embeds.device)
+    chunk_size = chunk_size or min(1024, max(1, _SCORES // n))
     chunks = [
         _negatives(images, groups_of_images, text_embeds, groups)
         for images, groups_of_images in zip(image_embeds.split(chunk_size), groups.split(chunk_size), strict=True)

@@ -6,6 +6,7 @@ by the first process, which alone gets a [`Measurement`]; the others get `None`.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ from ncu_hf.evaluation.zero_shot import (
     summarise_zero_shot,
     zero_shot_ranks,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -168,16 +171,19 @@ def measure_linear_probe(
         train_rows = _usable(train_encoded, train_set)
     if world()[0] != 0:
         return None
-    numbers, ranks = linear_probe(
-        _features(train_encoded, features)[train_rows],
-        train_set.labels[train_rows],
-        _features(encoded, features)[rows],
-        labels[rows],
-        len(labelled.classes),
-        features=features,
-        device=encoder.model.device,
-        primary="accuracy" if paper_metrics else labelled.primary,
-    )
+    try:
+        numbers, ranks = linear_probe(
+            _features(train_encoded, features)[train_rows],
+            train_set.labels[train_rows],
+            _features(encoded, features)[rows],
+            labels[rows],
+            len(labelled.classes),
+            features=features,
+            device=encoder.model.device,
+            primary="accuracy" if paper_metrics else labelled.primary,
+        )
+    except InputError as error:
+        raise InputError(f"{labelled.origin.name}: {error}") from error
     numbers |= _described(encoded, labelled, note)
     return Measurement("linear_probe", labelled.origin.name, numbers, ZeroShotItems(ranks, labels[rows]))
 
@@ -193,6 +199,11 @@ def _usable(encoded: EncodedImages, evaluation_set: EvaluationSet) -> Tensor:
         raise InputError(
             f"{evaluation_set.origin.name}: none of its {len(evaluation_set.images)} images can be used "
             f"({reasons or 'it is empty'}); check the paths of its images."
+        )
+    if lost := int((~encoded.embeds[rows].isfinite().all(dim=1)).sum()):
+        logger.warning(
+            "%s: the vectors of %d of %d images are not finite and count against the model; check its weights.",
+            *(evaluation_set.origin.name, lost, len(rows)),
         )
     return rows
 

@@ -92,8 +92,9 @@ def zero_shot_ranks(image_embeds: Tensor, labels: Tensor, weights: Tensor) -> Te
         `LongTensor` (N,): On the CPU; `NOT_FOUND` where the vector of the image or of its class is not finite.
 
     Raises:
-        InputError: no image, or a label without a class.
+        InputError: no image, a label without a class, or class vectors of another width.
     """
+    _check_widths(image_embeds, weights)
     labels = _checked_labels(labels, len(image_embeds), len(weights))
     return retrieval_ranks(image_embeds, weights, labels, torch.arange(len(weights)))
 
@@ -173,6 +174,7 @@ def confusion_pairs(
 
 def predicted_classes(image_embeds: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Predicted class (N,) of each image; `NO_CLASS` where there is none. See the rule above."""
+    _check_widths(image_embeds, weights)
     labels = _checked_labels(labels, len(image_embeds), len(weights))
     vectors, lengths = exact_rows(weights, torch.arange(len(weights)), image_embeds.device)
     rounding = rounding_error(weights.shape[1], lengths.max())
@@ -194,6 +196,12 @@ def _predicted(scores: Tensor, own: Tensor, rounding: Tensor) -> Tensor:
     first = (others >= best - rounding[:, None]).byte().argmax(dim=1)
     first = first.masked_fill(best[:, 0] == -torch.inf, NO_CLASS)
     return torch.where((best < bar)[:, 0], own, first)
+
+
+def _check_widths(image_embeds: Tensor, weights: Tensor) -> None:
+    if image_embeds.ndim != 2 or weights.ndim != 2 or not len(weights) or image_embeds.shape[1] != weights.shape[1]:
+        shapes = f"{tuple(image_embeds.shape)} and {tuple(weights.shape)}"
+        raise InputError(f"Zero-shot: image and class vectors must be (N, D) and (C, D) with C > 0, not {shapes}.")
 
 
 def _checked_labels(labels: Tensor, n_images: int, n_classes: int) -> Tensor:

@@ -69,7 +69,7 @@ def explain(error: Refused | Fault, settings: HubSettings) -> str:
     """A failure in words, with what to do about it, as one line without secrets."""
     words = settings.clean(str(error)).rstrip(".")
     if isinstance(error, Fault):
-        return f"{words}. Check the connection and try again."
+        return f"{words}. Try again later, and check the connection."
     if error.status == 403:
         return f"not allowed (403: {words}). Use a token that may write to {settings.repo_id}."
     if error.unknown_repository:

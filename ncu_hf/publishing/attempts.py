@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from huggingface_hub import constants
 from huggingface_hub import logging as hub_logging
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -103,6 +104,8 @@ def _judge_answer(answer: HfHubHTTPError, error: BaseException) -> Fault | Refus
     words = str(error) if type(error) is ValueError else answer.server_message or str(answer)
     wait = asked_wait(answer.response.headers)
     unknown = isinstance(answer, RepositoryNotFoundError)
+    if answer.response.status_code == 403 and not str(answer.response.url).startswith(constants.ENDPOINT):
+        return Fault("the storage answers 403", wait)  # a signature that has expired: the Hub gives another one
     return _judge_status(answer.response.status_code, " ".join(words.split())[:300], wait, unknown)
 
 

@@ -26,6 +26,7 @@ from ncu_hf.data.network.http_client import Fault
 from ncu_hf.errors import one_line
 from ncu_hf.modeling import PROMPT_FOLDER, NCUModel, NegativePrompt
 from ncu_hf.publishing.attempts import CALL_ERRORS, Refused, insist
+from ncu_hf.publishing.card import file_sha256
 
 _WEIGHTS = "model.safetensors"
 # (height, width) of the images; the texts are of several lengths, one of them longer than any context.
@@ -109,7 +110,7 @@ def load(source: str | Path, *, with_prompt: bool, **where: Any) -> Loaded:
         if not values.isfinite().all():
             raise Differs(f"its {name} embeddings are not finite.")
     path = Path(source) / _WEIGHTS if isinstance(source, Path) else hf_hub_download(source, _WEIGHTS, **where)
-    return Loaded(tensors, _sha256(Path(path)))
+    return Loaded(tensors, file_sha256(Path(path)))
 
 
 def _check_report(report: dict[str, Any], what: str) -> None:
@@ -170,11 +171,6 @@ def largest_difference(published: Loaded, local: Loaded) -> float:
     return max(differences)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def main() -> int:
     """Print the answer, or `{"error", "refused"}`; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,7 +184,9 @@ def main() -> int:
         answer = compare(arguments.repo_id, arguments.revision, arguments.folder)
     except (Differs, Fault) as error:
         answer = {"error": one_line(error), "refused": False}
-    except (Refused, *CALL_ERRORS) as error:
+    except Refused as error:
+        answer = {"error": one_line(error) + (f" ({error.status})" if error.status else ""), "refused": True}
+    except CALL_ERRORS as error:
         answer = {"error": one_line(error), "refused": True}
     print(json.dumps(answer))
     return 1 if "error" in answer else 0

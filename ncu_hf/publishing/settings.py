@@ -45,9 +45,7 @@ class HubSettings:
             raise InputError(f"--hub_model_id: {one_line(error)} Give one like me/clip-b32-ncu.") from error
         if self.revision is not None and (_COMMIT.fullmatch(self.revision) or not self.revision.strip()):
             raise InputError(f"{self.repo_id}: {self.revision!r} is not a branch; only a branch can be written to.")
-        token = self.token or ""
-        if not (token.isascii() and token.isprintable()) or " " in token:
-            raise InputError("--hub_token has characters that no token has. Copy it again from hf.co/settings/tokens.")
+        _check_token("--hub_token", self.token or "")
 
     @classmethod
     def of(cls, training: NCUTrainingArguments) -> HubSettings:
@@ -63,11 +61,12 @@ class HubSettings:
         """The token that is used.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or it cannot be sent.
         """
         token = self.token or get_token()
         if not token:
             raise InputError(f"{self.repo_id}: no access token. Log in with `hf auth login`, or set HF_TOKEN.")
+        _check_token(f"{self.repo_id}: the access token of HF_TOKEN or `hf auth login`", token)
         return token
 
     def api(self) -> HfApi:
@@ -85,3 +84,9 @@ class HubSettings:
         words += ["--private"] if self.private else []
         words += ["--revision", self.revision] if self.revision else []
         return shlex.join(words)
+
+
+def _check_token(name: str, token: str) -> None:
+    """It is sent in a header, which an HTTP client refuses with its value in the message."""
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise InputError(f"{name} has characters that no token has. Copy it again from hf.co/settings/tokens.")

@@ -14,14 +14,14 @@ from ncu_hf.publishing.access import check_visibility, explain, find_repository,
 from ncu_hf.publishing.attempts import Refused, insist, quiet_hub
 from ncu_hf.publishing.card import RESULTS, name_repository
 from ncu_hf.publishing.settings import HubSettings
+from ncu_hf.reporting.hub_results import EVAL_RESULTS, PREFIX
 
 # The settings name folders of this machine; checkpoints and the model before training stay here, and so do hidden
 # files, apart from the evaluation results, which the Hub wants in a hidden folder.
 _LOCAL_FILES = ("run.json",)
 _LOCAL_FOLDERS = ("phases", "initial")
-_EVAL_RESULTS = ".eval_results"
-# What an earlier run left in these folders does not belong to this model; it stays in the history.
-_REPLACED_FOLDERS = ("negative_prompt", "plots")
+# What an earlier run left under these paths does not belong to this model; it stays in the history.
+_REPLACED = ("negative_prompt/", "plots/", f"{EVAL_RESULTS}/{PREFIX}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def publish(folder: Path, settings: HubSettings) -> Published:
     """Upload the result in `folder`: model, processor, prompt, card, plots, numbers.
 
     The repository and the branch are made if they do not exist. Files that the Hub has are not sent again. Files that
-    only the Hub has stay there, apart from a prompt and plots of an earlier run. The card's commands name the
+    only the Hub has stay there, apart from prompt, plots and numbers of an earlier run. The card's commands name the
     repository from then on.
 
     Args:
@@ -62,7 +62,7 @@ def publish(folder: Path, settings: HubSettings) -> Published:
         _make_repository(api, repo_id, settings)
         name_repository(folder, repo_id, settings.revision)
         files = list_files(folder)
-        return commit(api, repo_id, folder, files, settings, "Model, card and measurements", _REPLACED_FOLDERS)
+        return commit(api, repo_id, folder, files, settings, "Model, card and measurements", _REPLACED)
 
     return _told(upload, folder, settings)
 
@@ -103,7 +103,7 @@ def list_files(folder: Path) -> list[PurePosixPath]:
 def _is_published(path: PurePosixPath) -> bool:
     if path.parts[0] in _LOCAL_FOLDERS or str(path) in _LOCAL_FILES:
         return False
-    visible = path.parts[1:] if path.parent.name == path.parts[0] == _EVAL_RESULTS else path.parts
+    visible = path.parts[1:] if path.parent.name == path.parts[0] == EVAL_RESULTS else path.parts
     return not any(part.startswith(".") for part in visible)
 
 
@@ -125,7 +125,7 @@ def commit(
         files (`Iterable[PurePosixPath]`): Relative to it.
         settings (`HubSettings`): For the branch.
         message (`str`): What the history says.
-        replaced (`Iterable[str]`): Folders from which other files are deleted.
+        replaced (`Iterable[str]`): Other files whose path starts with one of these are deleted.
 
     Raises:
         Refused or Fault: see [`~ncu_hf.publishing.attempts.insist`].
@@ -135,7 +135,7 @@ def commit(
         # New operations each time: an old one would not see that a commit arrived whose answer was lost.
         operations = [CommitOperationAdd(str(path), folder / path) for path in files]
         there = api.list_repo_files(repo_id, revision=settings.revision) if replaced else []
-        stale = {name for name in there if name.startswith(tuple(f"{part}/" for part in replaced))}
+        stale = {name for name in there if name.startswith(tuple(replaced))}
         operations += [CommitOperationDelete(name) for name in sorted(stale - {str(path) for path in files})]
         return api.create_commit(repo_id, operations, commit_message=message, revision=settings.revision).oid
 

@@ -80,7 +80,8 @@ def verify(folder: Path, published: Published, settings: HubSettings) -> Verific
     answer = _last_json(done.stdout)
     if "error" in answer:
         error = InputError if answer["refused"] else TrainingStopped
-        raise error(f"{where}: published, not verified: {settings.clean(answer['error'])} {again}")
+        said = settings.clean(answer["error"]).rstrip(".")
+        raise error(f"{where}: published, not verified: {said}. {again}")
     if done.returncode or not answer:
         said = settings.clean(" ".join(done.stderr.split())[-300:])
         raise TrainingStopped(f"{where}: published, not verified, the process ended with {done.returncode}: {said}")

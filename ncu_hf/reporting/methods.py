@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ncu_hf.reporting.results import SET_GROUPS
+
 NCU = "Noisy Correspondence Unlearning (NCU)"
 NCU_URL = "https://arxiv.org/abs/2507.03434"
 NCU_BIBTEX = """@misc{han2025unlearning,
@@ -42,12 +44,13 @@ CONFIDENCES = {
     "paper": "the mean of the softmax over the captions and of the softmax over the images of the batch, both at the"
     " pair's own",
 }
+CONFIDENCE = "clean confidence (how sure the model is of a pair, against the other pairs of the batch)"
 NCU_PROCEDURE = (
     "Two phases, each a short fine-tune on image-text pairs. First a negative prompt is learned: vectors placed before"
     " a caption that turn it into its hardest negative; the text tower and both projections train along with it, the"
-    " vision tower is frozen. Then the model unlearns: in each batch the pairs of lowest clean confidence form the"
+    f" vision tower is frozen. Then the model unlearns: in each batch the pairs of lowest {CONFIDENCE} form the"
     " forget set, their images are aligned with the negative captions instead, and soft targets between all images and"
-    " captions come from one masked entropic optimal transport problem. The prompt is frozen in this phase."
+    " captions come from masked entropic optimal transport. The prompt is frozen in this phase."
 )
 CLIP_PROCEDURE = (
     "The symmetric contrastive loss of CLIP (image to text and text to image, over the whole batch), on all pairs as"
@@ -68,7 +71,7 @@ RESULT_LIMITS = [
     "The numbers hold for the data that they were measured on; other data, above all other kinds of images, can"
     " differ.",
 ]
-NOT_MEASURED = "This run did not measure the model: nothing is known about its quality."
+NOT_MEASURED = "The model was not measured on evaluation data: nothing is known about its quality."
 INHERITED_LIMIT = (
     "The model inherits what its training pairs contain, social biases and wrong descriptions included. Check it on"
     " your own data before you rely on it."
@@ -133,9 +136,9 @@ COMPARISONS = {
     ),
     "ncu_text_negation": Comparison(
         summary="NCU with hand-written negating words in place of the learned negative prompt",
-        procedure="One phase, the second of NCU: in each batch the pairs of lowest clean confidence form the forget set"
+        procedure=f"One phase, the second of NCU: in each batch the pairs of lowest {CONFIDENCE} form the forget set"
         " and their images are aligned with negative captions instead; soft targets between all images and captions"
-        " come from one masked entropic optimal transport problem. The negative of a caption is the caption behind a"
+        " come from masked entropic optimal transport. The negative of a caption is the caption behind a"
         " fixed phrase that negates it, such as 'the image has no', drawn at random from a short list; there is no"
         " prompt to learn.",
         detail=FORMULATIONS,
@@ -153,7 +156,7 @@ COMPARISONS = {
     "ncu_false_negatives_only": Comparison(
         summary="NCU that unlearns false negatives alone: no pair is forgotten",
         procedure=f"{NEGATIVE_PROMPT_PHASE} In the second phase soft targets between all images and captions of a batch"
-        " come from one entropic optimal transport problem. No pair is forgotten and no image is aligned with a"
+        " come from entropic optimal transport. No pair is forgotten and no image is aligned with a"
         " negative caption; captions and their negatives are only held apart. The prompt is frozen.",
         detail=FORMULATIONS,
         detail_of="Formulation",
@@ -161,8 +164,8 @@ COMPARISONS = {
     ),
     "ncu_false_positives_only": Comparison(
         summary="NCU that unlearns false positives alone: its targets are hard",
-        procedure=f"{NEGATIVE_PROMPT_PHASE} In the second phase the pairs of lowest clean confidence of each batch form"
-        " the forget set; the only target of their images is their own negative caption, that of the other images their"
+        procedure=f"{NEGATIVE_PROMPT_PHASE} In the second phase the pairs of lowest {CONFIDENCE} form the forget set of"
+        " each batch; the only target of their images is their own negative caption, that of the other images their"
         " own caption. No transport problem is solved. The prompt is frozen.",
         detail=FORMULATIONS,
         detail_of="Formulation",
@@ -185,6 +188,11 @@ def describe(run: dict) -> dict:
     if method == "ncu":
         return _ncu(run)
     return _comparison(run, COMPARISONS[method])
+
+
+def forgets(method: str) -> bool:
+    """Whether pairs are forgotten or dropped while the model unlearns."""
+    return COMPARISONS[method].forgets if method in COMPARISONS else method != "clip"
 
 
 def _ncu(run: dict) -> dict:
@@ -231,13 +239,16 @@ def _comparison(run: dict, method: Comparison) -> dict:
 
 
 def _limits(run: dict) -> list[str]:
-    measured = any(run.get(group) for group in ("retrieval", "zero_shot", "similarity", "forget_set"))
+    measured = any(run.get(group) for group in SET_GROUPS)  # the forget set says nothing of the model's quality
     return [*(RESULT_LIMITS if measured else [NOT_MEASURED]), INHERITED_LIMIT]
 
 
 def _adapters(run: dict) -> str:
-    rank = run.get("hyperparameters", {}).get("lora_rank", 0)
-    return f" Training changed LoRA adapters of rank {rank}, which are merged into the weights." if rank else ""
+    settings = run.get("hyperparameters", {})
+    rank, named = settings.get("lora_rank"), settings.get("lora_towers", "text,vision")
+    towers = [tower for tower in ("text", "vision") if tower in named]
+    changed = f"The {' and '.join(towers)} tower{'s' * (len(towers) > 1)} changed by LoRA adapters of rank {rank} alone"
+    return f" {changed}, which are merged into the weights." if rank else ""
 
 
 def _start(run: dict) -> str:

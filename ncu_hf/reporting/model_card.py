@@ -14,7 +14,7 @@ from ncu_hf.reporting import sections
 from ncu_hf.reporting.hub_results import EVAL_RESULTS, PREFIX, eval_result_files
 from ncu_hf.reporting.markdown import code, code_block, code_cell, hub_link, is_hub_id, one_line, plain, table
 from ncu_hf.reporting.metadata import card_metadata
-from ncu_hf.reporting.methods import NOT_MEASURED, describe
+from ncu_hf.reporting.methods import NOT_MEASURED, describe, forgets
 from ncu_hf.reporting.results import SET_GROUPS, publishable
 from ncu_hf.reporting.rows import FORGET_SET, PROBE, RETRIEVAL, ZERO_SHOT, average_row, result_rows
 from ncu_hf.reporting.tables import markdown_table
@@ -23,10 +23,7 @@ LOCAL_FOLDER = "path/to/this/folder"
 REVISION = re.compile(r"[\w./\-]+", re.ASCII)
 MEASURED = (*SET_GROUPS, "similarity", "forget_set")
 SIZES = ("k", "n", "n_mismatched")  # of the forget set, in its sentence
-UNFINISHED = (
-    "This is a checkpoint of a training that had not finished. It is not the final model, and nothing was measured on"
-    " it."
-)
+UNFINISHED = "This is a checkpoint and not the final model of its run: nothing is known about its quality."
 
 
 def write_card(run: dict, folder: str | Path) -> None:
@@ -129,8 +126,12 @@ def _results_context(run: dict) -> dict[str, Any]:
         "probes": sections.probe_table(run.get("linear_probe", {})),
         "forget_set": markdown_table(run, FORGET_SET),
         "similarity": sections.similarity_table(run.get("similarity", {})),
+        "similarity_of": f" of {code(measured[0])}" if (measured := list(run.get("retrieval", {}))) else "",
+        "forgets": forgets(run["method"]),
         "sets": sections.sets_table(run),
         "has_before": any("before" in row.values for row in rows),
+        "has_intervals": any(row.intervals for row in rows),
+        "has_paired": any(row.compares and row.paired_interval for row in rows),
         "has_average": any(average_row(rows, group) for group in (ZERO_SHOT, PROBE)),
         "sizes": {key: f"{size:,}" for key, size in run.get("forget_set", {}).get("after", {}).items() if key in SIZES},
     }

@@ -13,7 +13,7 @@ run = {
   "language": "en",                     # optional, or a list
   "data": {"description": "...", "hub_id": "...", "revision": "...", "n_pairs": 10000, "noise_share": 0.3,
            "subset": {"share": 0.5, "seed": 0, "shards": 288},   # or "count" for "share", "rows" for "shards"
-           "augmentation": ["Random crop of 50 to 100 % of the area", ...],   # preprocessing of the training images
+           "augmentation": ["images cropped at random", ...],   # preprocessing of the training pairs
            "eval_description": "...", "eval_hub_id": "...", "eval_revision": "..."},   # all but description optional
   "data_health": {"seen": 10000, "skipped": 3, "reasons": {"truncated": 3}},           # optional
   "hyperparameters": {"forget_ratio": 0.1, ...},
@@ -33,6 +33,7 @@ run = {
                                         # optional: a checkpoint of a run that goes on; its card has no results
   "verification": {"commit": "...", "embedding_digest": "...", "weights_sha256": "...", "max_difference": 0.0,
                    "torch": "...", "transformers": "..."},   # optional: a fresh process loaded it from the Hub
+  "card_sha256": "...",                 # of the card that was made of all this; in the file alone
   "command": "accelerate launch recipes/ncu.py ...",     # optional
   "environment": {"torch": "2.13.0", ...},               # optional
 }

@@ -58,12 +58,17 @@ def hyperparameter_table(run: dict) -> tuple[str, bool]:
     rows = [
         [
             code_cell(name) + (" \\*" if name in differs else ""),
-            plain(chosen[name]),
-            plain(paper.get(name, "")) if differs else "",
+            _setting(chosen[name]),
+            _setting(paper.get(name, "")) if differs else "",
         ]
         for name in order
     ]
     return table(("name", "value", "paper"), rows, left=3), bool(differs)
+
+
+def _setting(value: object) -> str:
+    """A value as a person writes it: 8, not 8.0."""
+    return plain(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def similarity_table(sides: dict) -> str:

@@ -1,9 +1,11 @@
+import copy
 from collections.abc import Sequence
 
 import pytest
 import torch
 from PIL import Image
 
+from ncu_hf.errors import InputError
 from ncu_hf.evaluation.encode import ClipEncoder, evaluating, projected
 from ncu_hf.reference import build_reference
 
@@ -174,6 +176,17 @@ def test_half_precision_model_gives_float32_units(tiny):
 
 def test_scale_is_the_exponential(tiny):
     assert ClipEncoder(*tiny).scale == pytest.approx(tiny[0].logit_scale.exp().item())
+
+
+def test_images_of_another_size_than_the_model_reads_are_refused(tiny):
+    model, processor = tiny
+    other = copy.deepcopy(processor)
+    other.image_processor.crop_size = {"height": 24, "width": 24}
+    with pytest.raises(InputError, match=r"reads images of (\d+) x \1 pixels, its image processor makes them 24 x 24"):
+        ClipEncoder(model, other)
+    other.image_processor.do_center_crop = False  # what is not square stays so
+    with pytest.raises(InputError, match="image processor makes them"):
+        ClipEncoder(model, other)
 
 
 def test_batch_size_below_one_is_refused(tiny):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ncu_hf.errors import InputError
+from ncu_hf.evaluation import similarity
 from ncu_hf.evaluation.similarity import similarity_distributions, summarise_similarity
 
 
@@ -25,6 +26,24 @@ def test_against_a_naive_loop(chunk_size, groups):
         assert float(result["positives"][row]) == pytest.approx(float(images[row] @ texts[row]), abs=1e-6)
         assert float(result["negatives_mean"][row]) == pytest.approx(statistics.fmean(negatives), abs=1e-6)
         assert float(result["negatives_top"][row]) == pytest.approx(statistics.fmean(top), abs=1e-6)
+
+
+def test_many_pairs_are_taken_in_smaller_chunks(monkeypatch):
+    images, texts = units(45, 0), units(45, 1)
+    expected, rows = similarity_distributions(images, texts), []
+    original = similarity._negatives
+
+    def recorded(images, *more):
+        rows.append(len(images))
+        return original(images, *more)
+
+    monkeypatch.setattr(similarity, "_negatives", recorded)
+    similarity_distributions(images, texts)
+    monkeypatch.setattr(similarity, "_SCORES", 10 * 45)
+    found = similarity_distributions(images, texts)
+    assert rows == [45, 10, 10, 10, 10, 5]
+    for kind, values in found.items():
+        torch.testing.assert_close(values, expected[kind])
 
 
 def test_default_is_every_pair_a_group_of_its_own():

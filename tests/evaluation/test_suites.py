@@ -91,6 +91,20 @@ def test_images_that_cannot_be_decoded_are_left_out_and_counted():
         measure(ColourEncoder(), labelled([None, None], [0, 1]))
 
 
+def test_vectors_that_are_not_finite_are_told(caplog):
+    class Broken(ColourEncoder):
+        def encode_images(self, images, stamp=None):
+            encoded = super().encode_images(images)
+            encoded.embeds[0, 1] = torch.nan
+            return encoded
+
+    assert measure(Broken(), labelled(COLOURS, [0, 1, 2])).numbers["accuracy"] == pytest.approx(2 / 3)
+    assert "colours: the vectors of 1 of 3 images are not finite" in caplog.text
+    caplog.clear()
+    measure(ColourEncoder(), labelled(COLOURS, [0, 1, 2]))
+    assert not caplog.records
+
+
 def test_retrieval_and_similarities():
     found = measure(
         ColourEncoder(), captioned(COLOURS, ["a red dot", "red", "green", "a blue one"], [0, 1, 2], [0, 0, 1, 2])
@@ -118,6 +132,11 @@ def test_a_caption_goes_with_its_only_image():
     assert (found.numbers["n_images"], found.numbers["n_captions"]) == (2, 2)
     assert found.numbers["mean_recall"] == 1.0
     assert found.numbers["skipped"] == {"undecodable": 1}
+
+
+def test_a_probe_that_cannot_be_fitted_names_its_set():
+    with pytest.raises(InputError, match=r"^colours: Linear probe: none of the classes has two training items"):
+        measure_linear_probe(ColourEncoder(), labelled(COLOURS, [0, 1, 2], train=lambda: labelled(COLOURS, [0, 1, 2])))
 
 
 def test_a_probe_learns_from_the_training_split():

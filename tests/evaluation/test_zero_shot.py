@@ -270,3 +270,10 @@ def test_unusable_prompts_are_refused(classes, templates, message):
 def test_unusable_labels_are_refused(labels):
     with pytest.raises(InputError, match="labels"):
         zero_shot_metrics(torch.eye(3), torch.tensor(labels), torch.eye(3))
+
+
+@pytest.mark.parametrize("weights", [torch.ones(3, 2), torch.ones(0, 3), torch.ones(3)])
+def test_unusable_class_vectors_are_refused(weights):
+    for call in (zero_shot_metrics, predicted_classes):
+        with pytest.raises(InputError, match=r"^Zero-shot: image and class vectors must be"):
+            call(torch.eye(3), torch.tensor([0, 0, 0]), weights)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ncu_hf.modeling import NegativePrompt, NegativePromptConfig
 from ncu_hf.publishing import attempts
+from ncu_hf.publishing.card import write_results
 from ncu_hf.reporting.model_card import render_model_card
 
 
@@ -121,8 +122,8 @@ def make_run(clip_folder) -> Callable[[Path], Path]:
         results = _describe()
         for name in (".eval_results", "plots", "phases/unlearning/final", "initial", ".cache"):
             (folder / name).mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps(results))
         (folder / "README.md").write_text(render_model_card(results))
+        write_results(folder, results)
         Image.new("RGB", (4, 4)).save(folder / "plots" / "losses.png")
         entry = "- dataset: {id: clip-benchmark/wds_cifar10, task_id: zero_shot}\n  value: 50.0\n"
         (folder / ".eval_results" / "cifar10.yaml").write_text(entry)

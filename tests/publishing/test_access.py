@@ -78,6 +78,11 @@ def test_tokens_that_cannot_be_sent(token):
     assert token not in str(caught.value)
 
 
+def test_a_token_of_the_environment_that_cannot_be_sent(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_é")
+    assert "HF_TOKEN" in refused(HubSettings(REPO)) and not hub.requests
+
+
 def test_branches_that_cannot_be():
     for revision in ("0" * 40, " "):
         with pytest.raises(InputError, match="not a branch"):

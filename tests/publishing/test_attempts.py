@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ncu_hf.data.network.http_client import HTTP_ERROR, Fault
 from ncu_hf.publishing.attempts import Refused, insist, judge
 
+HTTP = importlib.import_module(HTTP_ERROR.__module__.partition(".")[0])  # the client that the library is built on
 XET = "Network error: Request error: HTTP status {} error ({}), domain: https://hub/xet-write-token/main"
 
 
@@ -44,6 +47,15 @@ def wrapped(cause: Exception) -> Exception:
 def test_judged_by_the_cause(error, kind, words):
     found = judge(error)
     assert type(found) is kind and words in str(found) and "hf_secret" not in str(found)
+
+
+@pytest.mark.parametrize(("address", "kind"), [("https://hub/api", Refused), ("https://storage/x?Signature=a", Fault)])
+def test_a_signature_may_expire(monkeypatch, address, kind):
+    """403 of the storage: the next attempt is given a new signature."""
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub")
+    answer = HTTP.Response(403, request=HTTP.Request("PUT", address))
+    found = judge(wrapped(HfHubHTTPError("no", response=answer)))
+    assert type(found) is kind and "Signature" not in str(found)
 
 
 def test_insist_gives_up_and_says_why(waits):

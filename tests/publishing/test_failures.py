@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ncu_hf.errors import InputError, TrainingStopped
-from ncu_hf.publishing import HubSettings, publish
+from ncu_hf.publishing import HubSettings, publish, publish_and_verify
 from ncu_hf.publishing.attempts import ATTEMPTS
 
 REPO = "me/clip-ncu"
@@ -80,6 +80,16 @@ def test_cut_for_good_and_gone_on_with(hub, make_fault, run_folder, waits, token
     publish(run_folder, HubSettings(REPO))
     ((_, path, size),) = hub.sent("PUT", STORAGE)
     assert path.endswith(f"/{largest}") and size == largest and complete(hub, run_folder)
+
+
+def test_interrupted(hub, run_folder, monkeypatch, caplog):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ncu_hf.publishing.publication.verify", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        publish_and_verify(run_folder, HubSettings(REPO))
+    assert f"Go on with: python scripts/publish.py {run_folder} --hub_model_id {REPO}" in caplog.text
 
 
 def test_a_commit_whose_answer_is_lost_is_made_once(hub, make_fault, run_folder, waits):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ncu_hf.publishing import HubSettings, publish
 from ncu_hf.publishing.attempts import Refused
-from ncu_hf.publishing.fresh_load import Differs, compare, digest, draw_images, load
+from ncu_hf.publishing.fresh_load import Differs, compare, digest, draw_images, load, main
 
 REPO = "me/clip-ncu"
 
@@ -20,6 +21,14 @@ def change(path, name: str, alter) -> None:
     weights = load_file(path)
     weights[name] = alter(weights[name])
     save_file({key: value for key, value in weights.items() if value is not None}, path, {"format": "pt"})
+
+
+def test_a_refusal_is_told_with_its_status(hub, make_fault, run_folder, waits, monkeypatch, capsys):
+    publish(run_folder, HubSettings(REPO))
+    hub.faults.append(make_fault("GET", "/api/models/", 403, times=9))
+    monkeypatch.setattr("sys.argv", ["fresh_load", REPO])
+    assert main() == 1 and waits == []
+    assert json.loads(capsys.readouterr().out) == {"error": "injected (403)", "refused": True}
 
 
 def test_the_same_model_has_the_same_digest(hub, run_folder):

@@ -13,7 +13,7 @@ import pytest
 
 from ncu_hf.errors import InputError
 from ncu_hf.publishing import HubSettings, publish
-from ncu_hf.publishing.card import record_verification
+from ncu_hf.publishing.card import file_sha256, record_verification, write_results
 from ncu_hf.reporting.model_card import render_model_card
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,14 +73,20 @@ def test_only_what_changed_is_sent(hub, run_folder):
 
 
 def test_what_an_earlier_run_left(hub, run_folder):
-    """Its prompt and plots would be taken for this model's; what somebody else added stays."""
+    """Its prompt, plots and numbers would be taken for this model's; what somebody else added stays."""
+    ours = run_folder / ".eval_results" / "ncu_hf-zero_shot-x.yaml"
+    shutil.copy(run_folder / ".eval_results" / "cifar10.yaml", ours)
     publish(run_folder, HubSettings(REPO))
     repo = hub.repos[REPO]
+    assert ".eval_results/ncu_hf-zero_shot-x.yaml" in repo.files()
+    ours.unlink()
+    (run_folder / ".eval_results" / "cifar10.yaml").unlink()
     repo.add("main", {**repo.commits[repo.branches["main"]], "LICENSE": (b"mine", False)}, "A license")
     shutil.rmtree(run_folder / "negative_prompt")
     (run_folder / "plots" / "losses.png").rename(run_folder / "plots" / "similarities.png")
     publish(run_folder, HubSettings(REPO))
     there = set(repo.files())
+    assert ".eval_results/cifar10.yaml" in there and ".eval_results/ncu_hf-zero_shot-x.yaml" not in there
     assert "LICENSE" in there and "plots/similarities.png" in there and "model.safetensors" in there
     assert not [name for name in there if name.startswith("negative_prompt") or name == "plots/losses.png"]
 
@@ -90,17 +96,40 @@ def test_the_card_says_where_the_model_is(hub, run_folder):
     publish(run_folder, HubSettings("clip-ncu"))
     card = hub.repos[REPO].files()["README.md"].decode()
     assert f'from_pretrained("{REPO}")' in card and "path/to/this/folder" not in card
-    assert (
-        record_verification(run_folder, FOUND) and FOUND["embedding_digest"] in (run_folder / "README.md").read_text()
-    )
-    assert not record_verification(run_folder, {**FOUND, "commit": "2" * 40})
+    found = {**FOUND, "weights_sha256": file_sha256(run_folder / "model.safetensors")}
+    assert record_verification(run_folder, found)
+    assert FOUND["embedding_digest"] in (run_folder / "README.md").read_text()
+    assert not record_verification(run_folder, {**found, "commit": "2" * 40})
     publish(run_folder, HubSettings(REPO))
-    assert results(run_folder)["verification"] == FOUND
+    assert results(run_folder)["verification"] == found
     publish(run_folder, HubSettings("me/elsewhere"))
     card = (run_folder / "README.md").read_text()
     assert (
         "verification" not in results(run_folder) and FOUND["embedding_digest"] not in card and "me/elsewhere" in card
     )
+
+
+def test_what_was_verified_of_other_weights_is_not_told(hub, run_folder):
+    publish(run_folder, HubSettings(REPO))
+    record_verification(run_folder, FOUND)
+    publish(run_folder, HubSettings(REPO))
+    assert "verification" not in results(run_folder)
+    assert FOUND["weights_sha256"] not in hub.repos[REPO].files()["README.md"].decode()
+
+
+def test_the_card_has_the_name_of_the_repository(hub, run_folder):
+    publish(run_folder, HubSettings("me/another-name"))
+    card = huggingface_hub.ModelCard(hub.repos["me/another-name"].files()["README.md"].decode())
+    assert card.data.model_name == "another-name" and "# another-name" in card.text.splitlines()
+
+
+def test_a_card_of_an_earlier_release_is_not_taken_for_an_edited_one(hub, run_folder, caplog):
+    card = run_folder / "README.md"
+    card.write_text(card.read_text().replace("## Limits", "## Limitations"))
+    write_results(run_folder, results(run_folder))
+    publish(run_folder, HubSettings(REPO))
+    assert card.read_text() == render_model_card(results(run_folder)) and not caplog.records
+    assert f'from_pretrained("{REPO}")' in hub.repos[REPO].files()["README.md"].decode()
 
 
 def test_an_edited_card_stays(hub, run_folder, caplog):

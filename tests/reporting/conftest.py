@@ -86,7 +86,7 @@ def run() -> dict:
             "noise_share": 0.3,
             "hub_id": "pixparse/cc3m-wds",
             "revision": None,
-            "augmentation": ["Random crop of 50 to 100 % of the area", "No mirroring: captions name sides"],
+            "augmentation": ["images cropped at random", "not mirrored: captions name sides"],
             "eval_description": "outputs/data/eval.parquet",
         },
         "data_health": {"seen": 10003, "skipped": 3, "reasons": {"truncated": 2, "empty_caption": 1}},

@@ -1,4 +1,5 @@
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
@@ -98,9 +99,22 @@ def test_script(folder):
         assert sheet.width > 500
 
 
-def test_script_does_not_replace_its_output(folder):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], r"--output: .*mine\.csv exists"),
+        (["--overwrite", "--rounds", "0"], "--rounds must be at least 1"),
+        (["--over"], "unrecognized arguments: --over"),
+    ],
+)
+def test_wrong_flags_and_existing_output_are_told_in_a_line(words, message, folder, monkeypatch):
+    spec = importlib.util.spec_from_file_location("audit_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
     (folder / "mine.csv").write_text("mine")
-    done = audit(folder, "--output", folder / "mine.csv")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --output") and len(done.stderr.splitlines()) == 1
+    flags = ["--model", "x", "--data", "x", "--output", str(folder / "mine.csv")]
+    monkeypatch.setattr("sys.argv", ["audit_pairs.py", *flags, *words])
+    with pytest.raises(InputError, match=message) as caught:
+        script.main()
+    assert "\n" not in str(caught.value)
     assert (folder / "mine.csv").read_text() == "mine"

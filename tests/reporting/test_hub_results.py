@@ -173,4 +173,4 @@ def test_a_card_is_written_in_place_of_an_earlier_one(run, checkpoint, tmp_path)
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == render_model_card(run)
     write_card(checkpoint, tmp_path)
     assert {path.name for path in folder.iterdir()} == {"mine.yaml"}
-    assert "Not the final model" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "A checkpoint, not the result of the run" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from ncu_hf.reporting.forgetting import forget_summary
 from ncu_hf.reporting.hub_results import eval_result_files
+from ncu_hf.reporting.methods import NOT_MEASURED
 from ncu_hf.reporting.model_card import render_model_card
 from ncu_hf.reporting.results import publishable
 
@@ -75,9 +76,12 @@ def test_sections(run, render):
     assert "| truncated | 2 |" in text
     assert "of 10,003 records that were read, 3 (0.03 %) could not be used" in text
     assert "eprint        = {2507.03434}" in text
-    assert "the 1,000 pairs of lowest clean confidence, of 10,000," in text
+    assert "the 1,000 training pairs of lowest clean confidence (how sure the model is" in text
+    assert "of 10,000, agree with the 3,000 that are known not to match" in text
+    assert "Cosine similarity of images and texts of `held-out pairs`." in text
+    assert "python -m ncu_hf.publishing.fresh_load me/clip-ncu --revision " in text
     assert "| `train_data` | train.csv |" in text
-    assert "- Preprocessing in training: Random crop of 50 to 100 % of the area; No mirroring: captions" in text
+    assert "- Preprocessing in training: images cropped at random; not mirrored: captions name sides" in text
 
 
 def test_how_to_load_it(run, render):
@@ -187,10 +191,11 @@ def test_a_checkpoint_says_that_it_is_not_the_final_model(checkpoint, render):
     assert headings(text) == [*SECTIONS, *ENDS]
     top = text.split("# clip-ncu\n\n")[1]
     assert top.startswith(
-        "> **Not the final model.** Checkpoint after step 100 of 1,312 of phase `unlearning` (2 of 2)"
+        "> **A checkpoint, not the result of the run.** It was written after step 100 of 1,312 of phase `unlearning`"
+        " (2 of 2), and nothing was measured on it.\n"
     )
-    assert "It is not the final model" in text.split("## Limits")[1]
-    assert "This run did not measure" not in text
+    assert "not the final model" in text.split("## Limits")[1]
+    assert NOT_MEASURED not in text
     assert 'from_pretrained("path/to/this/folder")' in text and "me/clip-ncu" not in text
     assert "(plots/losses.png)" in text and "similarities.png" not in text
 
@@ -220,7 +225,24 @@ def test_another_method_is_named_without_claims(run, render):
 def test_adapters_are_told(run, render):
     assert "LoRA" not in render(run)
     run["hyperparameters"]["lora_rank"] = 4
-    assert "LoRA adapters of rank 4" in render(run)
+    assert "The text and vision towers changed by LoRA adapters of rank 4 alone" in render(run)
+    run["hyperparameters"]["lora_towers"] = "text"
+    assert "The text tower changed by LoRA adapters of rank 4 alone" in render(run)
+
+
+def test_settings_are_written_as_a_person_writes_them(run, render):
+    run["hyperparameters"] |= {"num_train_epochs": 8.0, "learning_rate": 5e-5, "bf16": True}
+    run["paper_hyperparameters"]["num_train_epochs"] = 8
+    text = render(run)
+    assert "| `num_train_epochs` | 8 | 8 |" in text and "| `learning_rate` | 5e-05 |" in text
+    assert "| `bf16` | True |" in text
+
+
+def test_intervals_are_explained_where_there_are_some(run, unmeasured, render):
+    assert "95 %" not in render({**unmeasured, "forget_set": run["forget_set"]})
+    assert "95 % intervals in brackets" in render(run) and "paired comparison" not in render(run)
+    test = {"group": "zero_shot", "set": "cifar10", "metric": "accuracy", "interval": [-0.12, -0.08]}
+    assert "interval of a difference is that of a paired comparison" in render({**run, "paired": [test]})
 
 
 GROUPS = """retrieval zero_shot linear_probe similarity forget_set plots prompt command environment data_health
@@ -239,7 +261,12 @@ def test_every_group_may_be_missing(run, render, group):
 def test_what_was_not_measured_is_said(unmeasured, render):
     text = render(unmeasured)
     assert headings(text) == [*SECTIONS, *ENDS]
-    assert "did not measure" in text
+    assert NOT_MEASURED in text
+
+
+@pytest.mark.parametrize("group", ["zero_shot", "retrieval", "linear_probe", "forget_set"])
+def test_the_forget_set_alone_says_nothing_of_quality(run, unmeasured, render, group):
+    assert (NOT_MEASURED in render({**unmeasured, group: run[group]})) == (group == "forget_set")
 
 
 @pytest.mark.parametrize("group", MEASURED)

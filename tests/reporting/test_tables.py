@@ -21,13 +21,32 @@ def names(results, group, set_name):
 
 def test_lines_of_the_terminal_table_align(results):
     lines = before_after_table(results).splitlines()
-    assert lines[0].split() == ["before", "after", "difference", "n"]
-    body = [line for line in lines[1:] if line.startswith(("  ", "precision", "recall", "AUROC"))]
+    assert lines[0].split() == ["before", "after", "difference"]
+    body = [line for line in lines[1:] if line.startswith("  ") and "(n = " not in line]
     assert len({len(line) for line in [lines[0], *body]}) == 1
     assert len(body) == 2 * 3 + 1 + 2 * 9 + 2 + 3
-    assert max(map(len, lines)) <= 100
-    assert [line for line in lines if line.startswith("cifar10")] == ["cifar10"] * 2  # zero-shot and linear probe
+    assert [line for line in lines if "cifar10" in line] == ["cifar10 (n = 10,000)"] * 2  # zero-shot, linear probe
+    recalls = lines.index("held-out pairs (n = 6,000)")
+    assert [line[:18].rstrip() for line in lines[recalls + 1 : recalls + 4]] == [
+        "  mean recall *",
+        "  image to text (n",
+        "    R@1",
+    ]
+    assert lines.count("  image to text (n = 1,000)") == lines.count("  text to image (n = 5,000)") == 2
+    assert "average of 2 sets" in lines and "training pairs (n = 10,000)" in lines
     assert lines[-1] == "* the set's primary metric"
+
+
+def test_the_terminal_table_fits_80_columns(results, accuracy):
+    """With the longest numbers, and with as many sets as an evaluation has."""
+    whole = [0.991, 1.0]
+    full = accuracy(1.0, interval={"accuracy": whole, "mean_per_class": whole, "top5": whole}, primary="mean_per_class")
+    results["zero_shot"] = {f"set-{number}": {"before": accuracy(0.1), "after": full} for number in range(20)}
+    test = {"group": "zero_shot", "metric": "mean_per_class", "interval": [-0.201, -0.205]}
+    results["paired"] = [{**test, "set": f"set-{number}"} for number in range(20)]
+    lines = before_after_table(results).splitlines()
+    assert max(map(len, lines)) <= 80 and "average of 20 sets" in lines
+    assert sum(line.endswith("[-20.1, -20.5]") for line in lines) == 20
 
 
 def test_values_in_percent_with_interval_difference_and_n(results):
@@ -95,7 +114,7 @@ def test_without_an_earlier_model_there_is_one_column(results):
         results[group] = {name: {"after": sides["after"]} for name, sides in results[group].items()}
     del results["forget_set"]["before"]
     table = before_after_table(results)
-    assert table.splitlines()[0].split() == ["value", "n"]
+    assert table.splitlines()[0].split() == ["value"]
     assert "| average of 2 sets | **primary metric** | 57.0 | - |" in markdown_table(results)
 
 

@@ -82,4 +82,6 @@ class GatheredMetric(evaluate.Metric):
     def _check_words(self, column: str, values: Iterable[str], known: tuple[str, ...]) -> None:
         for value in sorted(set(values) - set(known)):
             words = " or ".join(map(repr, known))
-            raise InputError(f"{type(self).__name__}: {column} must be {words}, not {value!r}.{nearest(value, known)}")
+            raise InputError(
+                f"{type(self).__name__}: {column} must be {words}, not {str(value)!r}.{nearest(value, known)}"
+            )

@@ -18,7 +18,7 @@ class Origin:
     Attributes:
         name (`str`): In tables; a name of the registry, or what the user named, without its folder.
         fingerprint (`str`): Of the split's file names, sizes and labels or captions; the same on every machine.
-        stamp (`str`): Of the images as they are here, in order: names, sizes and modification times, or the commit.
+        stamp (`str`): Of the images as they are here, in order: names, sizes and times of change, or the commit.
             Embeddings are cached by it; labels and captions are no part of it.
         hub_id (`str`, *optional*): Data set on the Hub.
         revision (`str`, *optional*): Its commit.

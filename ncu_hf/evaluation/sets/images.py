@@ -36,16 +36,20 @@ class SourceImages(Sequence[bytes | str | None]):
         return record.image
 
 
-def file_state(path: str | Path) -> tuple[int, int]:
-    """(bytes, modification time in ns) of a file, (-1, -1) if it is not there."""
+def file_state(path: str | Path) -> tuple[int, str]:
+    """Bytes of a file, -1 if it is not there; and what is another text as soon as its content may be another.
+
+    The time of the last change of the inode is in it: a copy that keeps the modification time of its original changes
+    it, and so does a permission to read.
+    """
     try:
         state = os.stat(path)
     except (OSError, ValueError):  # ValueError: a zero byte in the path
-        return -1, -1
-    return state.st_size, state.st_mtime_ns
+        return -1, ""
+    return state.st_size, f"{state.st_mtime_ns} {state.st_ctime_ns}"
 
 
 def stamp_files(paths: Iterable[str | Path]) -> str:
-    """Hash of files as they are here: places, sizes, modification times, in order."""
+    """Hash of files as they are here: places, sizes, times of their last change, in order."""
     paths = [os.path.abspath(path) for path in paths]
     return fingerprint_text(*(part for path in paths for part in (path, *map(str, file_state(path)))))

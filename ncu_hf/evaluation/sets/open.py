@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ncu_hf.data import open_pairs
 from ncu_hf.data.files import expand
-from ncu_hf.data.sources.locate import locate
+from ncu_hf.data.sources.locate import is_url, locate
 from ncu_hf.errors import InputError, nearest
 from ncu_hf.evaluation.sets.base import EvaluationSet, LabelledSet
 from ncu_hf.evaluation.sets.captioned import captioned_set
@@ -118,6 +118,8 @@ def find(spec: str, revision: str | None = None) -> Target:
     Raises:
         InputError: no set, file or folder, and not the id of a data set either.
     """
+    if is_url(spec):
+        raise InputError(f"{spec}: a set is read from files here or from the Hub; download it, and name the file.")
     name, _, asked = spec.partition("@")
     if (benchmark := BENCHMARK_SETS.get(name.lower())) is not None:
         if os.path.exists(spec):
@@ -167,7 +169,10 @@ def _open_files(spec: str, pairs: Pairs, name: str | None) -> EvaluationSet:
     try:
         locate(spec, None)
     except InputError as error:
-        raise InputError(f"Neither {LABELS_FILE}, nor the layout of clip-benchmark, nor pairs: {error}") from error
+        raise InputError(
+            f"{spec}: neither {LABELS_FILE}, nor the layout of clip-benchmark, nor pairs in one format (csv, tsv, "
+            "parquet, tar, or a folder of images with captions). Name the set's folder, or its files: 'folder/*.tar'."
+        ) from error
     return captioned_set(open_pairs(spec, streaming=False, **pairs.options(path)), name=name)
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ncu_hf.data.shards.tar_samples import DEFAULT_CAPTION, DEFAULT_IMAGE
+from ncu_hf.data.sources.folders import METADATA_FILES
 from ncu_hf.data.sources.tables import text_lines
 from ncu_hf.errors import InputError, one_line
 from ncu_hf.evaluation.sets.labels_file import LABEL
@@ -30,7 +31,7 @@ class Pairs:
 
     def options(self, path: Path) -> dict[str, Any]:
         """Arguments of `open_pairs`: columns that are given, else those that are there."""
-        image, caption = DEFAULT_IMAGE, DEFAULT_CAPTION
+        image, caption, path = DEFAULT_IMAGE, DEFAULT_CAPTION, _table(path)
         if (existing := _table_columns(path)) is not None:
             image = next((name for name in _IMAGE_COLUMNS if name in existing), _IMAGE_COLUMNS[0])
             caption = next((name for name in _CAPTION_COLUMNS if name in existing), _CAPTION_COLUMNS[0])
@@ -47,10 +48,16 @@ class Pairs:
         return LABEL in columns and (self.caption_column or _CAPTION_COLUMNS[0]) not in columns
 
 
+def _table(path: Path) -> Path:
+    """The first table of a folder; the path itself if it is a file, or a folder of images with their metadata."""
+    if not path.is_dir() or any((path / name).is_file() for name in METADATA_FILES):
+        return path
+    tables = (file for kind in ("parquet", "pq", "csv", "tsv") for file in sorted(path.rglob(f"*.{kind}")))
+    return next(tables, path)
+
+
 def _table_columns(path: Path) -> list[str] | None:
-    """Columns of a csv or parquet file, or of the first parquet file of a folder; `None` of anything else."""
-    if path.is_dir():
-        path = next(iter(sorted(path.rglob("*.parquet"))), path)
+    """Columns of a csv or parquet file; `None` of anything else."""
     if _is_csv(path):
         return _csv_columns(path)
     if path.suffix.lower() not in (".parquet", ".pq"):

@@ -123,7 +123,7 @@ def test_nothing_is_left_behind(monkeypatch, tmp_path):
 
 
 def test_unknown_modality_is_refused():
-    with pytest.raises(InputError, match="'video'"):
+    with pytest.raises(InputError, match="not 'video'"):
         RetrievalRecall().compute(predictions=[[1.0], [1.0]], references=[0, 0], modality=["image", "video"])
 
 

@@ -89,6 +89,18 @@ def test_the_released_csv(tmp_path, png):
     assert found.origin.name == "flickr.csv"
     (tmp_path / "flickr.tsv").write_text("image_path\ttext_content\n0.png\ta\n1.png\tb\n")
     assert open_set(str(tmp_path / "flickr.tsv")).captions == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "column"),
+    [("x.csv", ",", "image"), ("x.tsv", "\t", "image"), ("metadata.csv", ",", "file_name")],
+)
+def test_a_folder_with_one_table(name, delimiter, column, tmp_path, png):
+    rows = [(column, "caption"), ("0.png", "a"), ("1.png", "b")]
+    (tmp_path / name).write_text("\n".join(map(delimiter.join, rows)))
+    for row in range(2):
+        (tmp_path / f"{row}.png").write_bytes(png(row))
+    assert open_set(str(tmp_path)).captions == ["a", "b"]
     (tmp_path / "other.csv").write_text("image,label,words\n0.png,1,a\n1.png,1,b\n")
     assert open_set(str(tmp_path / "other.csv"), caption_column="words").captions == ["a", "b"]
     (tmp_path / "sub").mkdir()

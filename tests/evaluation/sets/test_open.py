@@ -62,7 +62,7 @@ def test_names_ids_and_revisions():
         ("sets/pets/labels.csv", r"no such file or folder"),
         ("/nowhere/at/all", "no such file or folder"),
         ("a b/c", "no such file or folder"),
-        ("https://example.com/x", "no such file or folder"),
+        ("https://example.com/x.tar", "download it"),
     ],
 )
 def test_unknown(spec, message, hub):
@@ -79,7 +79,7 @@ def test_a_suite_is_not_a_set(hub):
 
 
 def test_a_folder_that_holds_nothing(tmp_path):
-    with pytest.raises(InputError, match=r"Neither labels\.csv, nor the layout of clip-benchmark, nor pairs"):
+    with pytest.raises(InputError, match=r"neither labels\.csv, nor the layout of clip-benchmark, nor pairs"):
         open_set(str(tmp_path))
 
 
