@@ -88,6 +88,8 @@ def run_main(main: Callable[[], None]) -> None:
         _exit(f"error: {error}", BAD_INPUT)
     except TrainingStopped as error:
         _exit(f"stopped: {error}", STOPPED)
+    except KeyboardInterrupt:
+        _exit("stopped: interrupted. What was written stays; training goes on with --resume_from_checkpoint true.", 130)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _PEER_ENDED):
             raise

@@ -287,6 +287,13 @@ class NCUTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Off: a phase freezes its parameters before the model is wrapped."}
     )
+    ddp_timeout: int = field(
+        default=86_400,
+        metadata={
+            "help": "Seconds that a process waits for the others: while one fetches evaluation sets or publishes, they "
+            "wait. Of a process that dies they hear at once, from the launcher."
+        },
+    )
     plan: bool = field(
         default=False, metadata={"help": "Print what the run would do, need and write; train nothing, write nothing."}
     )

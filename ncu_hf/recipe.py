@@ -107,6 +107,7 @@ def set_up_logging(training: NCUTrainingArguments) -> None:
     level = logging.INFO if training.should_log else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("ncu_hf").setLevel(level)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     transformers_logging.disable_progress_bar()
     training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
 

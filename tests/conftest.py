@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import io
+# ruff: noqa: E402 (libraries read these variables when they are imported)
 import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# For this process and all that tests start: one thread each, the checkout first, no network.
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+
+import io
 import subprocess
 import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +27,9 @@ from transformers import CLIPConfig, CLIPModel
 
 from ncu_hf.cli import parse_arguments
 from ncu_hf.data.scenes import draw_scene, write_scenes
+from ncu_hf.recipe import run
 from ncu_hf.reference import build_reference
 
-ROOT = Path(__file__).resolve().parent.parent
-# For this process and all that tests start: one thread each, the checkout first, no network.
-os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 _EMBEDDINGS = tempfile.TemporaryDirectory(prefix="ncu_hf_embeddings_")  # removed when the tests end
 os.environ["NCU_HF_CACHE"] = _EMBEDDINGS.name
 START, END, VOCABULARY, CONTEXT = 118, 119, 120, 20
@@ -132,8 +136,6 @@ def recipe(command, tmp_path) -> Callable[..., Path]:
     """Run the recipe in this process, with some flags changed, into a folder of that name."""
 
     def start(name: str = "run", **changes) -> Path:
-        from ncu_hf.recipe import run
-
         arguments, _ = parse_arguments(command(tmp_path / name, **changes))
         run(arguments)
         return tmp_path / name

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ncu_hf.cli import parse_arguments
+from ncu_hf.cli import parse_arguments, run_main
 from ncu_hf.config import share_batch
 from ncu_hf.errors import InputError
 
@@ -108,3 +108,14 @@ def test_flags_of_one_recipe():
     assert parse_arguments(["--scenes", "5"], extra=Extra)[1].scenes == 5
     with pytest.raises(InputError):
         parse_arguments(["--scenes", "5"])
+
+
+def test_an_interrupted_script_says_so_in_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        run_main(interrupted)
+    assert stopped.value.code == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stopped: interrupted") and "--resume_from_checkpoint true" in line

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "ncu_hf"
 # module (or package) -> what it may import of ncu_hf; every module may know `errors`.
 ALLOWED = {
     "errors": set(),
+    "citations": set(),
     "losses": set(),
     "transport": set(),
     "selection": set(),
@@ -30,8 +31,8 @@ ALLOWED = {
     "step": {"distributed", "modeling"},
     "parameters": {"adapters", "config", "modeling", "objectives"},
     "data": set(),
-    "evaluation": {"data", "distributed", "selection"},
-    "reporting": {"data", "evaluation", "selection"},
+    "evaluation": {"citations", "data", "distributed", "selection"},
+    "reporting": {"citations", "data", "evaluation", "selection"},
     "reference": set(),
     "opening": {"config", "data", "distributed", "evaluation", "reporting"},
     "environment": {"data", "distributed"},

@@ -57,7 +57,7 @@ def rank_pairs(
     """
     if not len(keys) == len(captions) == len(confidence) == len(cosine):
         raise ValueError(f"{len(keys)} keys, {len(captions)} captions, {len(confidence)} and {len(cosine)} values")
-    order = confidence.argsort(stable=True).tolist()
+    order = confidence.nan_to_num(nan=-1.0).argsort(stable=True).tolist()  # what is no number is not trusted
     k = int(forget_ratio * len(order))
     pairs = [
         AuditedPair(keys[index], captions[index], confidence[index].item(), cosine[index].item(), place < k)

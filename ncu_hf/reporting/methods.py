@@ -4,37 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ncu_hf.citations import CLIP_BIBTEX, NCU_BIBTEX, NCU_URL, SOFTCLIP_BIBTEX
 from ncu_hf.reporting.results import SET_GROUPS
 
 NCU = "Noisy Correspondence Unlearning (NCU)"
-NCU_URL = "https://arxiv.org/abs/2507.03434"
-NCU_BIBTEX = """@misc{han2025unlearning,
-  title         = {Unlearning the Noisy Correspondence Makes CLIP More Robust},
-  author        = {Haochen Han and Alex Jinpeng Wang and Peijun Ye and Fangming Liu},
-  year          = {2025},
-  eprint        = {2507.03434},
-  archivePrefix = {arXiv},
-  primaryClass  = {cs.CV},
-  url           = {https://arxiv.org/abs/2507.03434}
-}"""
-CLIP_BIBTEX = """@inproceedings{radford2021learning,
-  title     = {Learning transferable visual models from natural language supervision},
-  author    = {Alec Radford and Jong Wook Kim and Chris Hallacy and Aditya Ramesh and Gabriel Goh and
-               Sandhini Agarwal and Girish Sastry and Amanda Askell and Pamela Mishkin and Jack Clark and others},
-  booktitle = {International conference on machine learning},
-  pages     = {8748--8763},
-  year      = {2021},
-  publisher = {PMLR}
-}"""
-SOFTCLIP_BIBTEX = """@inproceedings{gao2024softclip,
-  title     = {SoftCLIP: Softer Cross-Modal Alignment Makes CLIP Stronger},
-  author    = {Yuting Gao and Jinfeng Liu and Zihan Xu and Tong Wu and Enwei Zhang and Ke Li and Jie Yang and
-               Wei Liu and Xing Sun},
-  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
-  volume    = {38},
-  pages     = {1860--1868},
-  year      = {2024}
-}"""
 FORMULATIONS = {
     "released": "the losses follow the authors' released code where it differs from the printed equations",
     "paper": "the losses follow the printed equations where the authors' released code differs from them",

@@ -41,6 +41,12 @@ def test_hostile_captions_survive_the_csv(tmp_path):
     assert [row["suggested_forget"] for row in rows] == ["True", "False", "False", "False"]
 
 
+def test_a_confidence_that_is_no_number_is_not_trusted():
+    confidence = torch.tensor([0.2, float("nan"), 0.0, 0.9])
+    pairs, order = rank_pairs(list("abcd"), list("abcd"), confidence, torch.zeros(4), 0.25)
+    assert order == [1, 2, 0, 3] and pairs[0].suggested_forget and pairs[0].key == "b"
+
+
 def test_output_is_not_replaced_unasked(tmp_path):
     (tmp_path / "x.csv").write_text("mine")
     refuse_existing({tmp_path / "y.csv": "--output"}, overwrite=False)

@@ -15,16 +15,6 @@ from ncu_hf.errors import InputError, nearest
 
 EMBEDDING = datasets.Sequence(datasets.Value("float32"))
 LICENSE = "Apache-2.0"
-CLIP_URL = "https://arxiv.org/abs/2103.00020"
-CLIP_BIBTEX = """@inproceedings{radford2021learning,
-  title     = {Learning transferable visual models from natural language supervision},
-  author    = {Alec Radford and Jong Wook Kim and Chris Hallacy and Aditya Ramesh and Gabriel Goh and
-               Sandhini Agarwal and Girish Sastry and Amanda Askell and Pamela Mishkin and Jack Clark and others},
-  booktitle = {International conference on machine learning},
-  pages     = {8748--8763},
-  year      = {2021},
-  publisher = {PMLR}
-}"""
 
 
 class GatheredMetric(evaluate.Metric):

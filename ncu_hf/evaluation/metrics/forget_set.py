@@ -6,10 +6,10 @@ import datasets
 import evaluate
 import torch
 
+# By module, not by name: `evaluate.load` takes the first metric that it finds among the names of this file.
+from ncu_hf import citations
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation.detection import forget_set_metrics
-
-# By module, not by name: `evaluate.load` takes the first metric that it finds among the names of this file.
 from ncu_hf.evaluation.metrics import base
 
 DESCRIPTION = """\
@@ -35,15 +35,6 @@ Example:
     >>> metric.compute(forget_ratio=0.5)["precision"]
     0.5
 """
-CITATION = """@misc{han2025unlearning,
-  title         = {Unlearning the Noisy Correspondence Makes CLIP More Robust},
-  author        = {Haochen Han and Alex Jinpeng Wang and Peijun Ye and Fangming Liu},
-  year          = {2025},
-  eprint        = {2507.03434},
-  archivePrefix = {arXiv},
-  primaryClass  = {cs.CV},
-  url           = {https://arxiv.org/abs/2507.03434}
-}"""
 
 
 @evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
@@ -52,11 +43,11 @@ class ForgetSet(base.GatheredMetric):
         columns = {"predictions": datasets.Value("float32"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
             description=DESCRIPTION,
-            citation=CITATION,
+            citation=citations.NCU_BIBTEX,
             inputs_description=INPUTS,
             features=datasets.Features(columns),
             license=base.LICENSE,
-            reference_urls=["https://arxiv.org/abs/2507.03434"],
+            reference_urls=[citations.NCU_URL],
         )
 
     def _compute(self, predictions, references, forget_ratio: float) -> dict:

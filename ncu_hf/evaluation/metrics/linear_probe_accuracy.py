@@ -6,9 +6,9 @@ import datasets
 import evaluate
 import torch
 
-from ncu_hf.evaluation.linear_probe import linear_probe
-
 # By module, not by name: `evaluate.load` takes the first metric that it finds among the names of this file.
+from ncu_hf import citations
+from ncu_hf.evaluation.linear_probe import linear_probe
 from ncu_hf.evaluation.metrics import base
 
 DESCRIPTION = """\
@@ -58,11 +58,11 @@ class LinearProbeAccuracy(base.GatheredMetric):
         }
         return evaluate.MetricInfo(
             description=DESCRIPTION,
-            citation=base.CLIP_BIBTEX,
+            citation=citations.CLIP_BIBTEX,
             inputs_description=INPUTS,
             features=datasets.Features(columns),
             license=base.LICENSE,
-            reference_urls=[base.CLIP_URL],
+            reference_urls=[citations.CLIP_URL],
         )
 
     def _compute(self, predictions, references, split, n_classes: int | None = None, **options) -> dict:

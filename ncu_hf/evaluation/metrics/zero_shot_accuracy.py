@@ -7,6 +7,7 @@ import evaluate
 import torch
 
 # By module, not by name: `evaluate.load` takes the first metric that it finds among the names of this file.
+from ncu_hf import citations
 from ncu_hf.evaluation.metrics import base
 from ncu_hf.evaluation.zero_shot import zero_shot_metrics
 
@@ -43,11 +44,11 @@ class ZeroShotAccuracy(base.GatheredMetric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=DESCRIPTION,
-            citation=base.CLIP_BIBTEX,
+            citation=citations.CLIP_BIBTEX,
             inputs_description=INPUTS,
             features=datasets.Features({"predictions": base.EMBEDDING, "references": datasets.Value("int64")}),
             license=base.LICENSE,
-            reference_urls=[base.CLIP_URL],
+            reference_urls=[citations.CLIP_URL],
         )
 
     def _compute(self, predictions, references, class_weights, bootstrap: int = 1000, seed: int = 0) -> dict:

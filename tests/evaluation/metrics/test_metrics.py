@@ -16,7 +16,6 @@ from ncu_hf.evaluation.linear_probe import linear_probe
 from ncu_hf.evaluation.metrics import ForgetSet, LinearProbeAccuracy, RetrievalRecall, ZeroShotAccuracy
 from ncu_hf.evaluation.retrieval import evaluate_retrieval
 from ncu_hf.evaluation.zero_shot import zero_shot_metrics
-from ncu_hf.reporting.methods import CLIP_BIBTEX, NCU_BIBTEX
 
 METRICS = {
     "retrieval_recall": RetrievalRecall,
@@ -195,11 +194,6 @@ def test_what_a_metric_says_of_itself(name):
     assert all(f"{column} (" in metric.inputs_description for column in metric.features)
     assert metric.inputs_description in metric.compute.__doc__
     assert metric.description in type(metric).__doc__
-
-
-def test_citations_are_those_of_the_model_card():
-    assert ForgetSet().citation == NCU_BIBTEX
-    assert ZeroShotAccuracy().citation == LinearProbeAccuracy().citation == CLIP_BIBTEX
 
 
 @pytest.mark.parametrize("name", METRICS)
