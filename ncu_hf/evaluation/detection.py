@@ -120,21 +120,3 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     n_negative = len(positive) - n_positive
     u = ranks[positive].sum().item() - n_positive * (n_positive + 1) / 2
     return u / (n_positive * n_negative)
-
-
-def evaluate_forget_set(
-    image_embeds: Tensor,
-    text_embeds: Tensor,
-    mismatched: Tensor,
-    *,
-    scale: float,
-    forget_ratio: float,
-    batch_size: int,
-    formulation: str = "released",
-    seed: int = 0,
-) -> dict:
-    """[`forget_set_metrics`] of the confidences from [`batched_confidence`]; the arguments are theirs."""
-    confidence = batched_confidence(
-        image_embeds, text_embeds, scale, batch_size=batch_size, seed=seed, formulation=formulation
-    )
-    return forget_set_metrics(confidence, mismatched, forget_ratio)

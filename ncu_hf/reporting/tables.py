@@ -82,11 +82,6 @@ def markdown_table(results: dict, group: str | None = None) -> str:
     return table(("set", "metric", *_heads(rows), "n"), lines, left=2)
 
 
-def escape_cell(text: object) -> str:
-    """Text for one cell of a Markdown table, on one line."""
-    return " ".join(str(text).split()).replace("|", "\\|")
-
-
 def table_rows(results: dict) -> list[Row]:
     """The rows of a run with the averages over sets, each after the sets that it averages."""
     rows = result_rows(results)

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from ncu_hf.errors import InputError
-from ncu_hf.evaluation.detection import auroc, batched_confidence, evaluate_forget_set, forget_set_metrics
+from ncu_hf.evaluation.detection import auroc, batched_confidence, forget_set_metrics
 
 
 def units(rows, width, seed):
@@ -107,9 +107,12 @@ def test_shuffled_captions_are_found():
     texts = images.clone()
     texts[:40] = texts[:40].roll(1, dims=0)
     mismatched = torch.arange(200) < 40
-    options = {"scale": 20.0, "forget_ratio": 0.2, "batch_size": 64}
-    assert evaluate_forget_set(images, texts, mismatched, **options)["precision"] == 1.0
-    unrelated = evaluate_forget_set(images, units(200, 32, 9), mismatched, **options)
+
+    def found(texts):
+        return forget_set_metrics(batched_confidence(images, texts, 20.0, batch_size=64), mismatched, 0.2)
+
+    assert found(texts)["precision"] == 1.0
+    unrelated = found(units(200, 32, 9))
     assert unrelated["auroc"] == pytest.approx(0.5, abs=0.12)
 
 
