@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
 from transformers import TrainerState
 
 from ncu_hf.checkpoint import read_json
@@ -125,13 +124,7 @@ def _base_model(run: Run) -> dict[str, Any]:
         return {"name": settings.model_config, "kind": "scratch"}
     if Path(settings.model).is_dir():
         return {"name": settings.model, "kind": "local"}
-    return {"name": settings.model, "kind": "hub", "revision": _commit(settings.model, settings.revision)}
-
-
-def _commit(model: str, revision: str | None) -> str | None:
-    """The commit that a branch of the Hub stood for when the model was loaded: the name of the folder in the cache."""
-    config = try_to_load_from_cache(model, "config.json", revision=revision or "main")
-    return Path(config).parent.name if isinstance(config, str) else revision
+    return {"name": settings.model, "kind": "hub", "revision": run.reference.revision}
 
 
 def _describe_data(run: Run) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPProcessor
@@ -28,7 +29,7 @@ class Reference(NamedTuple):
 
     Attributes:
         source (`str` or `Path`): Folder or Hub id to load it from.
-        revision (`str`, *optional*): Of the Hub id.
+        revision (`str`, *optional*): Commit of the Hub id: what later phases and the evaluation load is the same.
         clip (`CLIPModel`): The model, in float32.
         processor (`CLIPProcessor`): Its processor.
     """
@@ -61,6 +62,17 @@ def load_clip(source: str | Path, revision: str | None = None, *, flag: str = "-
         name, stored, expected = min(report["mismatched_keys"])
         raise InputError(f"{flag} {source}: {name} is stored as {tuple(stored)}, its config says {tuple(expected)}.")
     return clip
+
+
+def loaded_commit(source: str | Path, revision: str | None) -> str | None:
+    """The commit that a revision of a Hub id stood for when its model was loaded: a folder's name in the cache.
+
+    Of a local folder `None`; `revision` itself where the cache knows nothing of it.
+    """
+    if Path(source).is_dir():
+        return None
+    config = try_to_load_from_cache(str(source), "config.json", revision=revision or "main")
+    return Path(config).parent.name if isinstance(config, str) else revision
 
 
 @contextmanager
@@ -129,8 +141,8 @@ def load_reference(
         raise InputError("Give the model to start from: --model, or --model_config for one from scratch.")
     if arguments.model is not None:
         clip = load_clip(arguments.model, arguments.revision)
-        processor = load_processor(arguments.model, clip, arguments.revision)
-        return Reference(arguments.model, arguments.revision, clip, processor)
+        commit = loaded_commit(arguments.model, arguments.revision)
+        return Reference(arguments.model, commit, clip, load_processor(arguments.model, clip, commit))
     if resume and initial.is_dir():
         clip = load_clip(initial)
         return Reference(initial, None, clip, load_processor(initial, clip))

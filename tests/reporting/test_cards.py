@@ -1,11 +1,8 @@
 """What a card tells of the settings of a run."""
 
-from types import SimpleNamespace
-
 import pytest
-from huggingface_hub import constants
 
-from ncu_hf.cards import _base_model, _hyperparameters
+from ncu_hf.cards import _hyperparameters
 from ncu_hf.cli import parse_arguments
 
 STEPS = {"max_steps", "negative_prompt_max_steps"}
@@ -35,16 +32,3 @@ def test_a_method_without_prompt_has_no_settings_of_one(told, method):
     found = told(method=method)
     assert not [name for name in found if "prompt" in name] and "num_train_epochs" in found
     assert ("forget_ratio" in found) == (method == "ncu_text_negation")
-
-
-@pytest.mark.parametrize("revision", [None, "v1", "1" * 40])
-def test_a_base_model_of_the_hub_is_named_with_the_commit_that_was_loaded(told, tmp_path, monkeypatch, revision):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    run = SimpleNamespace(arguments=SimpleNamespace(model=SimpleNamespace(model="me/clip", revision=revision)))
-    assert _base_model(run) == {"name": "me/clip", "kind": "hub", "revision": revision}
-    cached = tmp_path / "models--me--clip"
-    for path, text in {f"snapshots/{'1' * 40}/config.json": "{}", f"refs/{revision or 'main'}": "1" * 40}.items():
-        (cached / path).parent.mkdir(parents=True)
-        (cached / path).write_text(text)
-    assert _base_model(run)["revision"] == "1" * 40
