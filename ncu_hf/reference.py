@@ -165,17 +165,21 @@ def train_tokenizer(captions: Iterable[str] | None, *, vocab_size: int, context:
         raise InputError(f"--vocab_size: {vocab_size} is too small, bytes and special tokens alone take {smallest}.")
     scaffold = CLIPTokenizer().backend_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    endings = [byte + "</w>" for byte in alphabet]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS),
         min_frequency=2,
         show_progress=False,
         initial_alphabet=alphabet,
+        # Equally frequent pairs are merged in the order of their ids. Endings would get theirs in the order of a hash
+        # table with a random seed, and two runs other tokenizers; as special tokens they come first.
+        special_tokens=endings,
         end_of_word_suffix="</w>",
     )
     scaffold.train_from_iterator(_texts(captions), trainer)
     merges = [tuple(pair) for pair in json.loads(scaffold.to_str())["model"]["merges"]]
     merges = merges[: vocab_size - smallest]
-    tokens = [*alphabet, *(byte + "</w>" for byte in alphabet), *(a + b for a, b in merges), *SPECIAL_TOKENS]
+    tokens = [*alphabet, *endings, *(a + b for a, b in merges), *SPECIAL_TOKENS]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context)
 

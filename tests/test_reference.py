@@ -237,3 +237,11 @@ def test_unusable_tokenizers_are_refused(tmp_path, saved):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="end token"):
         build_reference(None, config="tiny", seed=0, tokenizer=str(tmp_path))
+
+
+def test_equally_frequent_pairs_are_merged_in_the_order_of_the_bytes():
+    """Not in that of a hash table, which is another in every process: a run must find its tokenizer again."""
+    letters = "qwertyuiopasdfghjklzcvbnm"
+    tokenizer = train_tokenizer([f"x{letter}" for letter in letters] * 2, vocab_size=600, context=16)
+    merges = [tuple(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
+    assert merges == [("x", f"{letter}</w>") for letter in sorted(letters)]
