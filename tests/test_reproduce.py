@@ -364,6 +364,7 @@ def run_stand_in(command: str, stand_in: Path, output: Path) -> subprocess.Compl
     return done
 
 
+@pytest.mark.slow
 def test_the_cheapest_table_runs_on_stand_in_data(stand_in, tmp_path, reproduce):
     done = run_stand_in(STAND_IN["table2"], stand_in, tmp_path / "out")
     assert "Step 3 of 3" in done.stdout and "STAND-IN DATA, no result" in done.stdout
