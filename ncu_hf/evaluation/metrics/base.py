@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
+from typing import Any
 
 import datasets
 import evaluate
@@ -54,6 +55,15 @@ class GatheredMetric(evaluate.Metric):
             super().__init__(config_name, cache_dir=cache_dir, **shared)
         # MetricInfo refuses this for features that are lists, but a million Python floats are slow and large.
         self.info.format = "numpy"
+
+    def compute(self, **inputs: Any) -> dict[str, Any] | None:
+        """See `evaluate.Metric.compute`; in addition rows of several lengths, or missing ones, are told as such."""
+        try:
+            return super().compute(**inputs)
+        except ValueError as error:  # older releases of datasets cannot make an array of objects of them
+            if "inhomogeneous" not in str(error):
+                raise
+            raise InputError(f"{type(self).__name__}: predictions are missing or differ in length.") from error
 
     def _finalize(self) -> None:
         # The base class would fail at an attribute of None.

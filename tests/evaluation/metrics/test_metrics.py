@@ -243,7 +243,11 @@ def test_values_are_plain():
         (RetrievalRecall, {"predictions": [[1.0], [1.0]], "modality": ["image"] * 2}, "0 candidates"),
         (RetrievalRecall, {"predictions": [], "references": [], "modality": []}, "0 vectors of no values"),
         (ZeroShotAccuracy, {"predictions": [[1.0], [1.0]], "class_weights": [[1.0]]}, "labels run from 0 to 1"),
-        (ZeroShotAccuracy, {"predictions": [[1.0], None], "class_weights": [[1.0]]}, "of 0 or 1 values"),
+        (
+            ZeroShotAccuracy,
+            {"predictions": [[1.0], None], "class_weights": [[1.0]]},
+            "0 or 1 values|or differ",
+        ),
         (LinearProbeAccuracy, {"predictions": [[1.0], [2.0]], "split": ["train", "tset"]}, "Did you mean 'test'"),
         (LinearProbeAccuracy, {"predictions": [[1.0], [2.0]], "split": ["train", "train"]}, "for test"),
         (LinearProbeAccuracy, {"predictions": [[1.0], [2.0]], "split": ["train", "test"], "n_classes": 1}, "for test"),
