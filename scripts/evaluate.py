@@ -107,8 +107,6 @@ def check_outputs(paths: dict[str, Path], overwrite: bool) -> None:
     for name, path in paths.items():
         if (other := flags.setdefault(path.resolve(), f"--{name}")) != f"--{name}":
             raise InputError(f"--{name}: {path} is the file of {other} too; give each its own.")
-        if path.is_dir():
-            raise InputError(f"--{name}: {path} is a folder; name a file in it.")
         if name in PLOTS and path.suffix.lower() != ".png":
             raise InputError(f"--{name}: a plot is a PNG file, so its name must end in .png, got {path}.")
     refuse_existing({path: f"--{name}" for name, path in paths.items()}, overwrite)

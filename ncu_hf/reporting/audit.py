@@ -74,9 +74,11 @@ def refuse_existing(paths: Mapping[str | Path, str], overwrite: bool) -> None:
         overwrite (`bool`): Whether existing files may be replaced.
 
     Raises:
-        InputError: a file exists and `overwrite` is false, or its folder does not exist.
+        InputError: a path is a folder, a file exists and `overwrite` is false, or its folder does not exist.
     """
     for path, flag in ((Path(name), flag) for name, flag in paths.items()):
+        if path.is_dir():
+            raise InputError(f"{flag}: {path} is a folder; name a file in it.")
         if path.exists() and not overwrite:
             raise InputError(f"{flag}: {path} exists; choose another name or add --overwrite.")
         if not path.parent.is_dir():
