@@ -169,6 +169,7 @@ def hub(monkeypatch, tmp_path):
     yield fake
     huggingface_hub.HfFileSystem.clear_instance_cache()
     fake.server.shutdown()
+    fake.server.server_close()
 
 
 def tar_bytes(members: list[tuple[str, bytes]]) -> bytes:
