@@ -180,11 +180,25 @@ class MethodArguments:
         default="released", metadata={"help": "released (the authors' code) or paper (the printed equations)."}
     )
     forget_ratio: float = field(default=0.1, metadata={"help": "P, share of a batch to forget (released: 0.1)."})
+    forget_window: int = field(
+        default=1,
+        metadata={
+            "help": "Batches whose clean confidences are ranked together, the last of them being the one to split; 1 "
+            "ranks a batch by itself (paper)."
+        },
+    )
     plan_weight: float = field(default=0.7, metadata={"help": "γ, weight of the transport plan in the target."})
     entropy: float = field(default=0.03, metadata={"help": "ε, entropic regularisation of the transport."})
     margin_low: float = field(default=-0.7, metadata={"help": "α, lower end of the separation band."})
     margin_high: float = field(default=-0.2, metadata={"help": "β, upper end of the separation band."})
     relation_weight: float = field(default=10.0, metadata={"help": "λ, weight of separation + relation in phase 1."})
+    negative_rank: int = field(
+        default=0,
+        metadata={
+            "help": "Rank of low-rank updates of the text tower that are active in the negative pass alone: phase 1 "
+            "then trains them and the prompt, and leaves the model as it is. 0: none, the tower itself trains (paper)."
+        },
+    )
     frozen_text_blocks: int | None = field(
         default=None,
         metadata={
@@ -214,6 +228,10 @@ class MethodArguments:
         for name in ("entropy", "soft_temperature"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name} must be positive, got {getattr(self, name)}.")
+        if self.forget_window < 1:
+            raise InputError(f"--forget_window must be at least 1, got {self.forget_window}.")
+        if self.negative_rank < 0:
+            raise InputError(f"--negative_rank must be 0 (off) or positive, got {self.negative_rank}.")
         if not -1 <= self.margin_low <= self.margin_high <= 1:
             raise InputError(
                 f"--margin_low and --margin_high are cosines in order, got {self.margin_low} and {self.margin_high}."

@@ -167,24 +167,26 @@ def save_initial(reference: Reference) -> None:
         write_atomically(Path(reference.source), write)
 
 
-def make_prompt(arguments: ModelArguments, clip: CLIPModel) -> NegativePrompt:
+def make_prompt(arguments: ModelArguments, clip: CLIPModel, rank: int) -> NegativePrompt:
     """The negative prompt that phase 1 starts from: saved earlier, or drawn from N(0, 0.02²).
 
     Raises:
-        InputError: `arguments.negative_prompt` names nothing that can be loaded.
+        InputError: `arguments.negative_prompt` names nothing that can be loaded, or a prompt of another rank.
     """
     if arguments.negative_prompt is None:
-        width = clip.config.text_config.hidden_size
-        return NegativePrompt(NegativePromptConfig(length=arguments.prompt_length, width=width))
+        return NegativePrompt(NegativePromptConfig.of(clip.config.text_config, arguments.prompt_length, rank))
     source = arguments.negative_prompt
     subfolder = "" if (Path(source) / "config.json").is_file() and Path(source).name == PROMPT_FOLDER else PROMPT_FOLDER
     try:
         with _quiet():
-            return NegativePrompt.from_pretrained(
+            prompt = NegativePrompt.from_pretrained(
                 source, subfolder=subfolder, use_safetensors=True, dtype=torch.float32
             )
     except _LOAD_ERRORS as error:
         raise InputError(f"--negative_prompt {source}: cannot be loaded ({one_line(error)}).") from error
+    if prompt.config.rank != rank:
+        raise InputError(f"--negative_prompt {source}: has rank {prompt.config.rank}; give it as --negative_rank.")
+    return prompt
 
 
 def load_config(source: str | Path, revision: str | None = None, *, flag: str = "--model") -> CLIPConfig:

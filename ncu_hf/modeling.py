@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from transformers import CLIPModel, CLIPTextConfig, PreTrainedConfig, PreTrained
 
 from ncu_hf.adapters import merged
 from ncu_hf.errors import InputError
+from ncu_hf.low_rank import LowRankUpdate, TextTowerUpdates
 
 PROMPT_FOLDER = "negative_prompt"
 
@@ -25,19 +26,48 @@ class NegativePromptConfig(PreTrainedConfig):
         length (`int`, defaults to 8): m, the number of learnable vectors (paper, section 4.2; released code: 8).
         width (`int`, defaults to 512): Hidden size of the text tower that reads them.
         initializer_range (`float`, defaults to 0.02): Standard deviation of the initial vectors.
+        rank (`int`, defaults to 0): Of the low-rank updates of the text tower that belong to the prompt; 0 is none, as
+            in the paper.
+        layers, mlp_width (`int`): Blocks of that tower and width of its MLPs; only used where there are updates.
     """
 
     model_type = "negative_prompt"
 
-    def __init__(self, length: int = 8, width: int = 512, initializer_range: float = 0.02, **kwargs):
+    def __init__(
+        self,
+        length: int = 8,
+        width: int = 512,
+        initializer_range: float = 0.02,
+        rank: int = 0,
+        layers: int = 12,
+        mlp_width: int = 2048,
+        **kwargs,
+    ):
         self.length = length
         self.width = width
         self.initializer_range = initializer_range
+        self.rank = rank
+        self.layers = layers
+        self.mlp_width = mlp_width
         super().__init__(**kwargs)
+
+    @classmethod
+    def of(cls, text: CLIPTextConfig, length: int, rank: int = 0) -> NegativePromptConfig:
+        """Of a prompt for the text tower `text`."""
+        return cls(
+            length=length,
+            width=text.hidden_size,
+            rank=rank,
+            layers=text.num_hidden_layers,
+            mlp_width=text.intermediate_size,
+        )
 
 
 class NegativePrompt(PreTrainedModel):
     """m learnable vectors (m, width) that turn a caption into its hardest negative (paper, section 4.2).
+
+    With a `rank` it also has low-rank updates of the text tower, `updates`, which are active in the negative pass
+    alone: negatives can then be learned while captions are encoded as before.
 
     It is stored beside the model, in the folder `negative_prompt/`, and loads on its own:
     `NegativePrompt.from_pretrained("me/clip-b32-ncu", subfolder="negative_prompt")`.
@@ -49,12 +79,16 @@ class NegativePrompt(PreTrainedModel):
     def __init__(self, config: NegativePromptConfig):
         super().__init__(config)
         self.vectors = nn.Parameter(torch.empty(config.length, config.width))
+        sizes = (config.layers, config.width, config.mlp_width, config.rank)
+        self.updates = TextTowerUpdates(*sizes) if config.rank else None
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if module is self:
             nn.init.normal_(self.vectors, std=self.config.initializer_range)
+        elif isinstance(module, LowRankUpdate):
+            module.reset()
 
     def forward(self, batch_size: int) -> Tensor:
         """The vectors once a row: (batch_size, m, width)."""
@@ -170,7 +204,8 @@ class NCUModel(nn.Module):
     def encode_negative_text(self, input_ids: Tensor) -> Tensor:
         """(B, L) -> unit embeddings (B, D) of [start, negative prompt, caption, end].
 
-        Without a prompt the negatives are written out in `input_ids`, and are texts like any other.
+        Without a prompt the negatives are written out in `input_ids`, and are texts like any other. Where the prompt
+        has updates of its own that are frozen, the negatives are given, and no gradient goes through them.
         """
         if self.negative_prompt is None:
             return self.encode_text(input_ids)
@@ -178,6 +213,11 @@ class NCUModel(nn.Module):
         eos_token_id = self.clip.config.text_config.eos_token_id
         with self._prompt_in_text_tower():
             return self.encode_text(insert_placeholders(input_ids, m, self.context_length, eos_token_id))
+
+    @property
+    def _negatives_are_given(self) -> bool:
+        prompt = self.negative_prompt
+        return prompt.updates is not None and not any(p.requires_grad for p in prompt.parameters())
 
     @contextmanager
     def _prompt_in_text_tower(self) -> Iterator[None]:
@@ -189,10 +229,13 @@ class NCUModel(nn.Module):
             return torch.cat([output[:, :1], prompt, output[:, 1 + m :]], dim=1)
 
         handle = self.clip.text_model.embeddings.token_embedding.register_forward_hook(replace_placeholders)
-        try:
+        with ExitStack() as stack:
+            stack.callback(handle.remove)
+            if self.negative_prompt.updates is not None:
+                stack.enter_context(self.negative_prompt.updates.added_to(self.clip.text_model))
+            if self._negatives_are_given:
+                stack.enter_context(torch.no_grad())
             yield
-        finally:
-            handle.remove()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a plain `CLIPModel` to `folder` and the prompt, if any, to `folder/negative_prompt` (safetensors).
@@ -218,6 +261,11 @@ def load_prompt(folder: str | Path, **kwargs) -> NegativePrompt:
 def _check_fit(prompt: NegativePromptConfig, text: CLIPTextConfig) -> None:
     if prompt.width != text.hidden_size:
         raise InputError(f"The negative prompt has width {prompt.width}, the text tower {text.hidden_size}.")
+    if prompt.rank and (prompt.layers, prompt.mlp_width) != (text.num_hidden_layers, text.intermediate_size):
+        raise InputError(
+            f"The negative prompt has updates for {prompt.layers} blocks with MLPs of {prompt.mlp_width}, the text "
+            f"tower has {text.num_hidden_layers} with {text.intermediate_size}."
+        )
     if prompt.length + 3 > text.max_position_embeddings:
         raise InputError(
             f"--prompt_length {prompt.length} leaves no room for a caption: the text tower has "

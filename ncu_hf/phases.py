@@ -133,7 +133,8 @@ def build_model(run: Run, objective: Objective, clip: CLIPModel, previous: Path 
     if objective.needs_reference:
         reference = NCUModel(copy.deepcopy(run.reference.clip))
     if objective.needs_prompt:
-        prompt = make_prompt(settings, clip) if previous is None else load_prompt(previous)
+        rank = run.arguments.method.negative_rank
+        prompt = make_prompt(settings, clip, rank) if previous is None else load_prompt(previous)
     if settings.adapted_towers:
         add_adapters(clip, settings.adapted_towers, settings.lora_rank, settings.lora_alpha)
     return NCUModel(clip, prompt, reference)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ncu_hf.losses import distance_loss
+from ncu_hf.objectives.forgetting import ForgettingObjective
 from ncu_hf.objectives.negative_prompt import NegativePromptObjective
 from ncu_hf.objectives.unlearning import UnlearningObjective, hard_target, normalise_rows
 from ncu_hf.selection import split_batch
@@ -33,7 +34,7 @@ class TextNegationObjective(UnlearningObjective):
 class MaxDistancePromptObjective(NegativePromptObjective):
     """V2, `ncu_max_distance`, phase 1: λ L_dist + L_itm, where L_dist pushes ‖t_i - n_i‖ to 2."""
 
-    settings = ("formulation", "forget_ratio", "relation_weight")
+    settings = (*ForgettingObjective.settings, "relation_weight", "negative_rank")
 
     def opposition(self, text: Tensor, negative: Tensor) -> dict[str, Tensor]:
         return {"distance_loss": self.arguments.relation_weight * distance_loss(text, negative)}
@@ -55,7 +56,7 @@ class FalseNegativesObjective(UnlearningObjective):
     `ncu`, as the paper intervenes in the refined alignment alone.
     """
 
-    settings = tuple(name for name in UnlearningObjective.settings if name != "forget_ratio")
+    settings = tuple(name for name in UnlearningObjective.settings if not name.startswith("forget_"))
 
     def split(self, confidence: Tensor) -> tuple[Tensor, Tensor]:
         return split_batch(confidence, 0.0)

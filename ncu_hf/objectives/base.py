@@ -50,6 +50,14 @@ class Objective(ABC):
     def __init__(self, arguments: MethodArguments):
         self.arguments = arguments
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the objective remembers from batch to batch, the same on all processes; a checkpoint holds it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from what [`state_dict`] gave."""
+        del state  # nothing is remembered
+
     @property
     def needs_prompt(self) -> bool:
         """`bool`: whether the model needs a negative prompt."""

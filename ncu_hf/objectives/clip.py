@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ncu_hf.losses import contrastive_loss
 from ncu_hf.objectives.base import Objective
-from ncu_hf.objectives.statistics import selection_statistics
-from ncu_hf.selection import clean_confidence, promote, split_batch
+from ncu_hf.objectives.forgetting import ForgettingObjective
+from ncu_hf.selection import promote
 
 
 class ClipObjective(Objective):
@@ -27,22 +27,18 @@ class ClipObjective(Objective):
         return {"contrastive_loss": contrastive_loss(promote(image_embeds), promote(text_embeds), log_scale)}
 
 
-class RetainedClipObjective(ClipObjective):
+class RetainedClipObjective(ForgettingObjective, ClipObjective):
     """L_CLIP on the retained pairs of each batch, as if the others were not there.
 
     The control that tells how much of a gain comes from dropping pairs alone.
     """
 
-    settings = ("formulation", "forget_ratio")
-
     def __call__(
         self, image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor | None, log_scale: Tensor
     ) -> dict[str, Tensor]:
-        a = self.arguments
         image, text = promote(image_embeds), promote(text_embeds)
-        confidence = clean_confidence(image, text, log_scale, a.formulation)
-        forget, retain = split_batch(confidence, a.forget_ratio)
+        chosen = self.choose(image, text, log_scale)
         return {
-            "contrastive_loss": contrastive_loss(image[retain], text[retain], log_scale),
-            **selection_statistics(confidence, forget, retain),
+            "contrastive_loss": contrastive_loss(image[chosen.retain], text[chosen.retain], log_scale),
+            **chosen.statistics,
         }

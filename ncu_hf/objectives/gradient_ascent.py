@@ -6,8 +6,7 @@ from torch import Tensor
 
 from ncu_hf.losses import contrastive_loss
 from ncu_hf.objectives.clip import RetainedClipObjective
-from ncu_hf.objectives.statistics import selection_statistics
-from ncu_hf.selection import clean_confidence, promote, split_batch
+from ncu_hf.selection import promote
 
 
 class GradientAscentObjective(RetainedClipObjective):
@@ -26,13 +25,11 @@ class GradientAscentObjective(RetainedClipObjective):
     def __call__(
         self, image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor | None, log_scale: Tensor
     ) -> dict[str, Tensor]:
-        a = self.arguments
         image, text = promote(image_embeds), promote(text_embeds)
-        confidence = clean_confidence(image, text, log_scale, a.formulation)
-        forget, retain = split_batch(confidence, a.forget_ratio)
+        forget, retain, statistics = self.choose(image, text, log_scale)
         forgotten = contrastive_loss(image[forget], text[forget], log_scale) if forget.numel() else 0 * log_scale
         return {
             "forget_loss": -forgotten,
-            "retain_loss": contrastive_loss(image[retain], text[retain], log_scale, a.label_smoothing),
-            **selection_statistics(confidence, forget, retain),
+            "retain_loss": contrastive_loss(image[retain], text[retain], log_scale, self.arguments.label_smoothing),
+            **statistics,
         }

@@ -6,19 +6,22 @@ from torch import Tensor
 
 from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.losses import matching_losses, relation_loss, separation_loss
-from ncu_hf.objectives.base import Objective, Schedule
-from ncu_hf.objectives.statistics import margin_statistics, selection_statistics
-from ncu_hf.selection import clean_confidence, promote, split_batch
+from ncu_hf.objectives.base import Schedule
+from ncu_hf.objectives.forgetting import ForgettingObjective
+from ncu_hf.objectives.statistics import margin_statistics
+from ncu_hf.selection import promote
 
 
-class NegativePromptObjective(Objective):
+class NegativePromptObjective(ForgettingObjective):
     """L_HN = λ (L_sep + L_rel) + L_itm (eq. 6) on the retained pairs of the batch.
 
-    The text tower, both projections, `logit_scale` and the prompt train; the vision tower is frozen.
+    The text tower, both projections, `logit_scale` and the prompt train; the vision tower is frozen. With a
+    `negative_rank` the prompt and its own updates of the text tower train, and everything else is frozen: captions
+    are encoded as before, and the half of L_itm that is about them is a constant.
     """
 
     phase = "negative_prompt"
-    settings = ("formulation", "forget_ratio", "relation_weight", "margin_low", "margin_high")
+    settings = (*ForgettingObjective.settings, "relation_weight", "margin_low", "margin_high", "negative_rank")
     needs_negative_text = True
 
     def schedule(self, training: NCUTrainingArguments) -> Schedule:
@@ -27,22 +30,23 @@ class NegativePromptObjective(Objective):
         )
 
     def trains(self, name: str, text_layers: int) -> bool:
+        if self.arguments.negative_rank:
+            return name.startswith("negative_prompt.")
         return not name.startswith("clip.vision_model.")
 
     def __call__(
         self, image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor | None, log_scale: Tensor
     ) -> dict[str, Tensor]:
         a = self.arguments
-        confidence = clean_confidence(image_embeds, text_embeds, log_scale, a.formulation)
-        forget, retain = split_batch(confidence, a.forget_ratio)
-        image, text, negative = (promote(e)[retain] for e in (image_embeds, text_embeds, negative_embeds))
+        chosen = self.choose(image_embeds, text_embeds, log_scale)
+        image, text, negative = (promote(e)[chosen.retain] for e in (image_embeds, text_embeds, negative_embeds))
         matching_positive, matching_negative = matching_losses(image, text, negative, log_scale)
         return {
             **self.opposition(text, negative),
             "matching_loss": matching_positive + matching_negative,
             "matching_positive": matching_positive.detach(),
             "matching_negative": matching_negative.detach(),
-            **selection_statistics(confidence, forget, retain),
+            **chosen.statistics,
             **margin_statistics(text, negative, a.margin_low, a.margin_high),
         }
 

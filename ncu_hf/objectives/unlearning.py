@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ncu_hf.losses import alignment_loss, extended_similarity, separation_loss
-from ncu_hf.objectives.base import Objective
-from ncu_hf.objectives.statistics import margin_statistics, plan_statistics, selection_statistics
-from ncu_hf.selection import clean_confidence, promote, split_batch
+from ncu_hf.objectives.forgetting import ForgettingObjective
+from ncu_hf.objectives.statistics import margin_statistics, plan_statistics
+from ncu_hf.selection import promote
 from ncu_hf.transport import TransportPlan, solve_transport
 
 # Marginal error of a converged plan, for the `paper` formulation.
@@ -91,16 +91,17 @@ def refine_alignment(
     return RefinedAlignment(row_target, column_target, row_plan, column_plan)
 
 
-class UnlearningObjective(Objective):
+class UnlearningObjective(ForgettingObjective):
     """L_UL = L_otr + L_sep (eq. 12) on all pairs of the batch.
 
     The prompt, the text tower's position embedding, its token embedding (`freeze_token_embedding`) and its lower
-    blocks (`frozen_text_blocks`) are frozen; everything else trains.
+    blocks (`frozen_text_blocks`) are frozen; everything else trains. With a `negative_rank` no gradient goes through
+    the negatives.
     """
 
     phase = "unlearning"
     settings = (
-        *("formulation", "forget_ratio", "plan_weight", "entropy", "margin_low", "margin_high"),
+        *(*ForgettingObjective.settings, "plan_weight", "entropy", "margin_low", "margin_high"),
         *("frozen_text_blocks", "freeze_token_embedding"),
     )
     needs_negative_text = True
@@ -121,23 +122,18 @@ class UnlearningObjective(Objective):
     ) -> dict[str, Tensor]:
         a = self.arguments
         image, text, negative = (promote(e) for e in (image_embeds, text_embeds, negative_embeds))
-        confidence = clean_confidence(image, text, log_scale, a.formulation)
-        forget, retain = self.split(confidence)
+        chosen = self.choose(image, text, log_scale)
         similarity = self.similarity(image, text, negative)
-        row_target, column_target, statistics = self.targets(similarity.detach(), forget)
+        row_target, column_target, statistics = self.targets(similarity.detach(), chosen.forget)
         return {
             "alignment_loss": alignment_loss(similarity, row_target, column_target, log_scale, a.formulation),
             **self.opposition(text, negative),
-            **selection_statistics(confidence, forget, retain),
+            **chosen.statistics,
             **margin_statistics(text, negative, a.margin_low, a.margin_high),
             **statistics,
         }
 
     # What a variant of the method replaces
-
-    def split(self, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean confidence (N,) -> indices of the forget set and of the retained set."""
-        return split_batch(confidence, self.arguments.forget_ratio)
 
     def similarity(self, image: Tensor, text: Tensor, negative: Tensor) -> Tensor:
         """S̄ (N, N + 1)."""

@@ -28,6 +28,8 @@ OTHER = {
     "margin_high": 0.3,
     "relation_weight": 2.0,
     "frozen_text_blocks": 0,
+    "negative_rank": 4,
+    "forget_window": 3,
     "freeze_token_embedding": False,
     "label_smoothing": 0.3,
     "soft_weight": 0.9,
@@ -43,16 +45,18 @@ def phases_of(method: str) -> list[Objective]:
 
 
 def learned(objective: Objective) -> tuple[float, tuple[bool, ...]]:
-    """The loss of one batch, and which parameters train."""
-    generator = torch.Generator().manual_seed(0)
-    image, text, negative, *guides = (
-        F.normalize(torch.randn(20, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(5)
-    )
-    beside = [ReferenceEmbeds(*guides)] if objective.needs_reference else []
-    outputs = objective(F.normalize(image + text, dim=-1), text, negative, torch.tensor(2.0), *beside)
+    """The loss of two batches, and which parameters train."""
+    generator, loss = torch.Generator().manual_seed(0), 0.0
+    for _ in range(2):
+        image, text, negative, *guides = (
+            F.normalize(torch.randn(20, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(5)
+        )
+        beside = [ReferenceEmbeds(*guides)] if objective.needs_reference else []
+        outputs = objective(F.normalize(image + text, dim=-1), text, negative, torch.tensor(2.0), *beside)
+        loss += total_loss(outputs).item()
     embeddings = [f"clip.text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position")]
-    names = [*embeddings, *(f"clip.text_model.encoder.layers.{i}.mlp.fc1.bias" for i in range(12))]
-    return total_loss(outputs).item(), tuple(objective.trains(name, 12) for name in names)
+    names = ["clip.logit_scale", *embeddings, *(f"clip.text_model.encoder.layers.{i}.mlp.fc1.bias" for i in range(12))]
+    return loss, tuple(objective.trains(name, 12) for name in names)
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kinds in METHODS.values() for kind in kinds}, key=str))
