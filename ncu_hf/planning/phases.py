@@ -38,6 +38,7 @@ class StepMemory:
         gradients (`int`): Of the parameters that train, once all are there; part of `backward`.
         buckets (`int`): Copy of the gradients that `DistributedDataParallel` reduces.
         optimizer (`int`, *optional*): State of the optimizer; `None` where that is not known.
+        copy (`int`): Of the parameters that train and of the optimizer's state, for a method that looks a step ahead.
         embeddings (`int`): Gathered from all processes.
         matrices (`int`): Losses, transport and their gradients, at their peak.
         backward (`int`): Activations of a chunk and gradients, at their common peak.
@@ -48,6 +49,7 @@ class StepMemory:
     gradients: int
     buckets: int
     optimizer: int | None
+    copy: int
     embeddings: int
     matrices: int
     backward: int
@@ -57,7 +59,8 @@ class StepMemory:
     def peak(self) -> int:
         """`int`: all of it; an upper bound, for losses and backward pass have their peaks one after the other."""
         passing = max(self.matrices, self.backward) if self.chunked else self.matrices + self.backward
-        return self.weights + self.buckets + (self.optimizer or 0) + self.embeddings + max(passing, self.gradients)
+        standing = self.weights + self.buckets + (self.optimizer or 0) + self.copy + self.embeddings
+        return standing + max(passing, self.gradients)
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,13 @@ def step_memory(trainer: NCUTrainer, tokens: int) -> StepMemory:
     gradients = parameter_bytes(model, trainable=True)
     rows = args.chunk_size or args.per_device_train_batch_size
     chunked = rows < args.per_device_train_batch_size
+    optimizer = optimizer_bytes(trainer)
     return StepMemory(
         weights=parameter_bytes(model),
         gradients=gradients,
         buckets=gradients if world()[1] > 1 else 0,
-        optimizer=optimizer_bytes(trainer),
+        optimizer=optimizer,
+        copy=gradients + (optimizer or 0) if objective.needs_sample_weights else 0,
         embeddings=embedding_bytes(objective, args.global_batch_size, width),
         matrices=matrix_bytes(objective, args.global_batch_size, width),
         backward=backward_bytes(trainer, rows, tokens, chunked or args.gradient_accumulation_steps > 1),

@@ -122,6 +122,8 @@ def _memory(plan: Plan) -> Iterator[tuple[str, ...]]:
     yield ("", *(phase.name for phase in plan.phases))
     yield ("weights", *(size(m.weights) for m in steps))
     yield ("optimizer", *("not known" if m.optimizer is None else size(m.optimizer) for m in steps))
+    if any(m.copy for m in steps):
+        yield ("siamese copy", *(size(m.copy) for m in steps))
     yield (f"{count(plan.chunk_rows)} rows (gradients)", *(f"{size(m.backward)} ({size(m.gradients)})" for m in steps))
     if plan.data.processes > 1:
         yield ("reduction buckets", *(size(m.buckets) for m in steps))

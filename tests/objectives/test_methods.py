@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ncu_hf.config import MethodArguments
 from ncu_hf.errors import InputError
 from ncu_hf.objectives import METHODS, Objective, build_objectives
-from ncu_hf.objectives.base import ReferenceEmbeds
+from ncu_hf.objectives.base import ReferenceEmbeds, SampleWeights
 from ncu_hf.reporting.methods import describe
 from ncu_hf.step import total_loss
 
@@ -32,6 +32,8 @@ OTHER = {
     "label_smoothing": 0.3,
     "soft_weight": 0.9,
     "soft_temperature": 0.5,
+    "sdd_clean_threshold": 0.9,
+    "sdd_drop_threshold": 0.8,
 }
 
 
@@ -42,17 +44,21 @@ def phases_of(method: str) -> list[Objective]:
 # Settings
 
 
-def learned(objective: Objective) -> tuple[float, tuple[bool, ...]]:
-    """The loss of one batch, and which parameters train."""
+def learned(objective: Objective) -> tuple[Any, ...]:
+    """The loss of one batch, which parameters train, and which pairs are chosen by their similarity."""
     generator = torch.Generator().manual_seed(0)
     image, text, negative, *guides = (
         F.normalize(torch.randn(20, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(5)
     )
     beside = [ReferenceEmbeds(*guides)] if objective.needs_reference else []
+    chosen: tuple[list[bool], ...] = ()
+    if objective.needs_sample_weights:
+        beside.append(SampleWeights(*torch.rand(2, 20, generator=generator), torch.tensor(1.0)))
+        chosen = tuple(choose(torch.linspace(-1, 1, 101)).tolist() for choose in (objective.clean, objective.kept))
     outputs = objective(F.normalize(image + text, dim=-1), text, negative, torch.tensor(2.0), *beside)
     embeddings = [f"clip.text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position")]
     names = [*embeddings, *(f"clip.text_model.encoder.layers.{i}.mlp.fc1.bias" for i in range(12))]
-    return total_loss(outputs).item(), tuple(objective.trains(name, 12) for name in names)
+    return total_loss(outputs).item(), tuple(objective.trains(name, 12) for name in names), chosen
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kinds in METHODS.values() for kind in kinds}, key=str))
@@ -73,7 +79,10 @@ def test_help_names_every_method():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("label_smoothing", 1.5), ("soft_weight", -0.1), ("soft_temperature", 0.0), ("soft_weight", math.nan)],
+    [
+        *(("label_smoothing", 1.5), ("soft_weight", -0.1), ("soft_temperature", 0.0), ("soft_weight", math.nan)),
+        *(("sdd_clean_threshold", 1.0), ("sdd_drop_threshold", -1.5), ("sdd_drop_threshold", math.nan)),
+    ],
 )
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(InputError, match=f"--{name}.*{value}"):
@@ -103,7 +112,7 @@ def test_a_card_tells_what_the_method_does_and_no_more(method):
     assert all(sentence.endswith(".") and "  " not in sentence for sentence in sentences)
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("clip", "softclip")])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("clip", "softclip", "sdd")])
 def test_a_card_tells_the_formulation(method):
     released, paper, unknown = (card(method, name)["procedure"] for name in ("released", "paper", None))
     assert len({released, paper, unknown}) == 3
