@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SPLIT_ITERATIONS = 100
-
 
 @dataclass(frozen=True, eq=False)
 class TwoGaussians:
@@ -49,8 +47,8 @@ def fit_two_gaussians(
 ) -> TwoGaussians:
     """Fit the mixture, from a start that depends on the values alone.
 
-    The start is the split of the line by two means, begun at the least and the greatest value. From there every step
-    and the stop rule are those of `sklearn.mixture.GaussianMixture`, whose defaults are those of the arguments.
+    The start is the best split of the values by two means. From there every step and the stop rule are those of
+    `sklearn.mixture.GaussianMixture`, whose defaults are those of the arguments.
 
     Args:
         values (`Tensor`): (n,) finite numbers, at least one. Where all are equal, so are both components.
@@ -84,14 +82,17 @@ def _maximise(values: Tensor, responsibility: Tensor, regularisation: float) -> 
 
 
 def _split(values: Tensor) -> Tensor:
-    """Responsibilities (n, 2), each 0 or 1, of the two means (Lloyd's algorithm); halves where all values are equal."""
-    low, high = values.aminmax()
-    if low == high:
+    """Responsibilities (n, 2), each 0 or 1, of the best two means; halves where all values are equal.
+
+    On a line the least sum of squares has its clusters left and right of a point, and all points can be tried.
+    """
+    ordered = values.sort().values
+    if ordered[0] == ordered[-1]:
         return torch.full((len(values), 2), 0.5, dtype=values.dtype, device=values.device)
-    upper = values > (low + high) / 2
-    for _ in range(_SPLIT_ITERATIONS):
-        border = (values[upper].mean() + values[~upper].mean()) / 2
-        if (moved := values > border).equal(upper):
-            break
-        upper = moved
+    n = len(ordered)
+    left = torch.arange(1, n, dtype=values.dtype, device=values.device)  # number of values left of each point
+    sums = (ordered - ordered.mean()).cumsum(dim=0)[:-1]  # of those; the others have the negative sum
+    gain = sums.square() / left + sums.square() / (n - left)
+    point = torch.where(ordered[1:] > ordered[:-1], gain, -1).argmax()
+    upper = values > ordered[point]
     return torch.stack([~upper, upper], dim=1).to(values.dtype)
