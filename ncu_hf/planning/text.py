@@ -111,6 +111,8 @@ def _phases(plan: Plan) -> Iterator[tuple[str, ...]]:
     yield ("batch x accumulated", *(f"{count(p.global_batch)} x {p.accumulation}" for p in phases))
     yield ("negatives of an image", *(phase.negatives for phase in phases))
     yield ("pairs seen", *(count(phase.samples_seen) for phase in phases))
+    if any(phase.passes for phase in phases):
+        yield ("passes that only rate", *(count(phase.passes or 0) for phase in phases))
     yield ("trainable parameters", *(f"{count(p.trainable)}" for p in phases))
     yield ("of parameters", *(count(phase.parameters) for phase in phases))
     if any(phase.standing for phase in phases):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -57,9 +57,13 @@ class SampleState(ABC):
     Attributes:
         partners (`Tensor`, *optional*): (n, P) indices of the pairs that come along with each pair of a batch (see
             `PartneredCollator`); known once `start` or `load` was called.
+        partner_count (`int`): P.
+        saved_bytes (`int`): Of a pair, in a checkpoint.
     """
 
     partners: Tensor | None = None
+    partner_count: ClassVar[int] = 0
+    saved_bytes: ClassVar[int]
 
     @abstractmethod
     def start(self, clip: CLIPModel) -> None:

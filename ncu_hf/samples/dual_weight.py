@@ -46,6 +46,9 @@ class DualWeightState(SampleState):
         encode_pairs (`Callable`): Model -> embeddings of all pairs; a collective.
     """
 
+    partner_count = 2
+    saved_bytes = 2 * 8 + 1 + 4
+
     def __init__(self, objective: SelfDropObjective, encode_pairs: Callable[[CLIPModel], PairEmbeds]):
         self._objective, self._encode_pairs = objective, encode_pairs
         self._epoch: int | None = None
