@@ -29,3 +29,8 @@ SOFTCLIP_BIBTEX = """@inproceedings{gao2024softclip,
   pages     = {1860--1868},
   year      = {2024}
 }"""
+# Authors and title alone: no year or place of publication is claimed.
+SDD_BIBTEX = """@misc{liu_selfdrop,
+  title  = {Robust Noisy Correspondence Learning via Self-Drop and Dual-Weight},
+  author = {Fan Liu and Chenwei Dong and Chuanyi Zhang and Hualiang Zhou and Jun Zhou}
+}"""

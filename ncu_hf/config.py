@@ -173,7 +173,7 @@ class MethodArguments:
         metadata={
             "help": "ncu; for comparison clip (symmetric InfoNCE), clip_retained, gradient_ascent or softclip; ncu "
             "with a part replaced, as in the paper's V1 to V4: ncu_text_negation, ncu_max_distance, "
-            "ncu_false_negatives_only or ncu_false_positives_only."
+            "ncu_false_negatives_only or ncu_false_positives_only; sdd (self-drop and dual weights)."
         },
     )
     formulation: str = field(
@@ -217,6 +217,14 @@ class MethodArguments:
     soft_temperature: float = field(
         default=0.07, metadata={"help": "Of softclip: temperature of the self-similarity (CLIP's initial 0.07)."}
     )
+    sdd_clean_threshold: float = field(
+        default=0.30,
+        metadata={"help": "Of sdd: paired cosine above which the memory bank takes a pair (its authors' release)."},
+    )
+    sdd_drop_threshold: float = field(
+        default=0.20,
+        metadata={"help": "Of sdd: paired cosine up to which an epoch drops a pair (its authors' release)."},
+    )
 
     def __post_init__(self):
         one_of("--formulation", self.formulation, FORMULATIONS)
@@ -225,6 +233,9 @@ class MethodArguments:
         for name in ("plan_weight", "label_smoothing", "soft_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name} is a share between 0 and 1, got {getattr(self, name)}.")
+        for name in ("sdd_clean_threshold", "sdd_drop_threshold"):
+            if not -1 <= getattr(self, name) < 1:
+                raise InputError(f"--{name} is a cosine in [-1, 1), got {getattr(self, name)}.")
         for name in ("entropy", "soft_temperature"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name} must be positive, got {getattr(self, name)}.")

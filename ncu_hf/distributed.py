@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -56,6 +56,18 @@ def gather_rows(local: Tensor, sizes: list[int]) -> Tensor:
     blocks = [torch.empty_like(padded) for _ in range(processes)]
     dist.all_gather(blocks, padded)
     return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
+
+
+@torch.no_grad()
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over the processes, as `DistributedDataParallel` does with gradients."""
+    _, processes = world()
+    if processes == 1:
+        return
+    for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+        work.wait()
+    for tensor in tensors:
+        tensor /= processes
 
 
 def gather_json(value: object, device: torch.device) -> list:

@@ -1,7 +1,8 @@
 """Losses as functions of embeddings: no model, no configuration, no randomness.
 
 Shapes: N pairs, D embedding width. `image_embeds` v, `text_embeds` t and `negative_embeds` n are unit vectors (N, D);
-`log_scale` is the log of s = 1/τ. Every function returns 0-dim tensors in the precision of its inputs.
+`log_scale` is the log of s = 1/τ. Every function returns 0-dim tensors (`contrastive_losses`: one value a pair) in the
+precision of its inputs.
 """
 
 from __future__ import annotations
@@ -19,10 +20,24 @@ def contrastive_loss(
     This is eq. 1 of the NCU paper up to the factor 1/2 that CLIP and `CLIPModel(return_loss=True)` have. Label
     smoothing σ spreads that share of each target evenly over all N samples (Szegedy et al. 2016, arXiv:1512.00567).
     """
+    rows, columns = _cross_entropies(image_embeds, text_embeds, log_scale, label_smoothing, "mean")
+    return (rows + columns) / 2
+
+
+def contrastive_losses(image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of each pair (N,): the terms whose mean is [`contrastive_loss`]."""
+    rows, columns = _cross_entropies(image_embeds, text_embeds, log_scale, 0.0, "none")
+    return (rows + columns) / 2
+
+
+def _cross_entropies(
+    image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, label_smoothing: float, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Image to text and text to image, each pair against all of the batch."""
     logits = log_scale.exp() * (image_embeds @ text_embeds.T)
     target = torch.arange(logits.shape[0], device=logits.device)
-    rows, columns = (F.cross_entropy(x, target, label_smoothing=label_smoothing) for x in (logits, logits.T))
-    return (rows + columns) / 2
+    options = {"label_smoothing": label_smoothing, "reduction": reduction}
+    return F.cross_entropy(logits, target, **options), F.cross_entropy(logits.T, target, **options)
 
 
 def separation_loss(text_embeds: Tensor, negative_embeds: Tensor, margin_low: float, margin_high: float) -> Tensor:

@@ -7,6 +7,7 @@ import logging
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import CLIPModel, set_seed
 
@@ -14,12 +15,15 @@ from ncu_hf.adapters import add_adapters
 from ncu_hf.cards import write_training_card
 from ncu_hf.checkpoint import last_checkpoint, read_json
 from ncu_hf.config import NCUTrainingArguments
-from ncu_hf.data import DataHealth
+from ncu_hf.data import DataHealth, PairLoader, StreamSource
 from ncu_hf.errors import InputError, one_line
 from ncu_hf.loading import load_clip, make_prompt
 from ncu_hf.modeling import NCUModel, load_prompt
 from ncu_hf.objectives import Objective
 from ncu_hf.run import Run
+from ncu_hf.samples.base import SampleState
+from ncu_hf.samples.dual_weight import DualWeightState
+from ncu_hf.samples.encoding import PairEncoder
 from ncu_hf.trainer import DATA_STATE, NCUTrainer
 from ncu_hf.workspace import resuming
 
@@ -109,18 +113,42 @@ def make_trainer(run: Run, objective: Objective, clip: CLIPModel, previous: Path
         previous (`Path`, *optional*): Outcome of the phase before; the data go on where it stopped.
         folder (`Path`): For checkpoints.
     """
+    samples = sample_state(run, objective)
     return NCUTrainer(
         build_model(run, objective, clip, previous),
         phase_arguments(run, objective, folder),
         objective,
-        partial(run.loader, negative_prefixes=objective.negative_prefixes),
+        partial(load_pairs, run, objective, samples),
         None if previous is None else read_json(previous / DATA_STATE),
         run.batches_per_epoch(),
         run.reference.processor,
         DataHealth(run.arguments.data.max_bad_fraction, run.source.problems),
         run.arguments.model.adapted_towers,
+        samples,
         partial(write_training_card, run, objective.phase),
     )
+
+
+def sample_state(run: Run, objective: Objective) -> SampleState | None:
+    """The numbers on every training pair that a phase needs, not yet made; `None` for most phases.
+
+    Raises:
+        InputError: the data are a stream, whose pairs have no number to keep them under.
+    """
+    if not objective.needs_sample_weights:
+        return None
+    if isinstance(run.source, StreamSource):
+        raise InputError(
+            f"{run.source.name}: --method {run.arguments.method.method} keeps numbers on every pair, and pairs of a "
+            "stream cannot be looked up; train on local files with --streaming false."
+        )
+    workers = run.arguments.training.dataloader_num_workers
+    return DualWeightState(objective, PairEncoder(run.source, run.reference.processor, workers))
+
+
+def load_pairs(run: Run, objective: Objective, samples: SampleState | None, state: dict[str, Any] | None) -> PairLoader:
+    """The loader of a phase, from a position of the data on, once the partners of the pairs are known."""
+    return run.loader(state, objective.negative_prefixes, None if samples is None else samples.partners)
 
 
 def build_model(run: Run, objective: Objective, clip: CLIPModel, previous: Path | None) -> NCUModel:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from ncu_hf.cli import Arguments
-from ncu_hf.data import ImageTransform, PairCollator, PairLoader, PairSource, StreamSource
+from ncu_hf.data import ImageTransform, PairCollator, PairLoader, PairSource, PartneredCollator, StreamSource
 from ncu_hf.distributed import gather_json, world
 from ncu_hf.loading import Reference
 from ncu_hf.workspace import Workspace
@@ -20,12 +22,18 @@ class Run(NamedTuple):
     source: PairSource | StreamSource
     reference: Reference
 
-    def loader(self, state: dict[str, Any] | None = None, negative_prefixes: tuple[str, ...] = ()) -> PairLoader:
+    def loader(
+        self,
+        state: dict[str, Any] | None = None,
+        negative_prefixes: tuple[str, ...] = (),
+        partners: Tensor | None = None,
+    ) -> PairLoader:
         """Training batches of this process, from the beginning of the data or from a saved position on.
 
         Args:
             state (`dict`, *optional*): That position.
             negative_prefixes (`tuple[str, ...]`, *optional*, defaults to `()`): Of the phase, see [`Objective`].
+            partners (`Tensor`, *optional*): (n, P) pairs that come along with each pair, see [`PartneredCollator`].
         """
         data, training, processor = self.arguments.data, self.arguments.training, self.reference.processor
         crop = (data.crop_scale_min, 1.0)
@@ -36,6 +44,9 @@ class Run(NamedTuple):
             augment_negative_captions=data.augment_negative_captions,
             negative_prefixes=negative_prefixes,
         )
+        if partners is not None:
+            plain = ImageTransform(processor.image_processor, train=False)
+            collator = PartneredCollator(collator, self.source, plain, partners)
         rank, processes = world()
         return PairLoader(
             self.source,

@@ -83,14 +83,30 @@ def two_stage_backward(
     return outputs
 
 
+def pad_empty(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch (B, ...) as it is, or one row of zeros in place of none: a model cannot encode an empty one."""
+    if len(next(iter(batch.values()))):
+        return batch
+    return {key: value.new_zeros(1, *value.shape[1:]) for key, value in batch.items()}
+
+
 @torch.no_grad()
+def encode_rows(encode: Encode, chunks: Sequence[dict[str, Tensor]], rows: int | None = None) -> Embeddings:
+    """Embeddings of this process's rows, without gradient.
+
+    Args:
+        encode (`Encode`), chunks, rows: As in [`two_stage_backward`].
+    """
+    return _concatenate([encode(chunk)[0] for chunk in chunks], rows)
+
+
 def encode_globally(encode: Encode, chunks: Sequence[dict[str, Tensor]], rows: int | None = None) -> Embeddings:
     """Embeddings of the global batch, without gradient, by a model that does not train.
 
     Args:
         encode (`Encode`), chunks, rows: As in [`two_stage_backward`].
     """
-    local = _concatenate([encode(chunk)[0] for chunk in chunks], rows)
+    local = encode_rows(encode, chunks, rows)
     sizes = gather_sizes(len(local.image), local.image.device)
     return Embeddings(*(None if own is None else gather_rows(own, sizes) for own in local))
 

@@ -36,13 +36,15 @@ from ncu_hf.distributed import barrier, gather_json
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.modeling import NCUModel, load_prompt
 from ncu_hf.objectives import Objective
-from ncu_hf.objectives.base import ReferenceEmbeds
+from ncu_hf.objectives.base import ReferenceEmbeds, SampleWeights
 from ncu_hf.parameters import freeze, parameter_groups
-from ncu_hf.step import encode_globally, split_rows, total_loss, two_stage_backward
+from ncu_hf.samples.base import SampleState, Step
+from ncu_hf.step import encode_globally, pad_empty, split_rows, total_loss, two_stage_backward
 from ncu_hf.step_metrics import RunningMeans
 
 DATA_STATE = "data_state.json"
 MODEL_INPUTS = ("pixel_values", "input_ids", "negative_input_ids")
+Beside = ReferenceEmbeds | SampleWeights
 
 
 class NCUTrainer(Trainer):
@@ -62,6 +64,7 @@ class NCUTrainer(Trainer):
         processor (`CLIPProcessor`): Saved with every checkpoint; its mean and deviation normalise the images.
         health (`DataHealth`): Counts the records that could not be used.
         adapted_towers (`tuple[str, ...]`): Towers with LoRA adapters, whose own weights stay as they are.
+        samples (`SampleState`, *optional*): Numbers on every training pair, for an objective that needs them.
         write_card (`Callable[[Path, TrainerState, DataHealth], None]`, *optional*): Writes the card of the model at
             this state into a folder; called for every checkpoint, for the outcome, and instead of `Trainer`'s own card.
         callbacks (`list[TrainerCallback]`, *optional*): As in `Trainer`.
@@ -78,6 +81,7 @@ class NCUTrainer(Trainer):
         processor: CLIPProcessor,
         health: DataHealth,
         adapted_towers: tuple[str, ...] = (),
+        samples: SampleState | None = None,
         write_card: Callable[[Path, TrainerState, DataHealth], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
@@ -85,6 +89,7 @@ class NCUTrainer(Trainer):
         self.objective = objective
         self.make_loader = make_loader
         self.health = health
+        self.samples = samples
         self._loader: PairLoader | None = None
         self._data_state = data_state
         self._metrics = RunningMeans()
@@ -106,9 +111,12 @@ class NCUTrainer(Trainer):
         """AdamW (or `--optim`) over [`parameter_groups`]."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(parameter_groups(model, self.args), **options)
+            self.optimizer = self._make_optimizer(parameter_groups(model, self.args))
         return self.optimizer
+
+    def _make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        return optimizer_class(groups, **options)
 
     def get_train_dataloader(self) -> PairLoader:
         """The phase's loader, from where the phase begins or the resumed checkpoint stopped."""
@@ -127,28 +135,33 @@ class NCUTrainer(Trainer):
                 return
             # The loader goes on at the right batch by itself; Trainer would decode the earlier ones to skip them.
             self.args.ignore_data_skip = True
+        if self.samples is not None and resume_from_checkpoint is None:
+            self.samples.start(self.model.clip)
+        elif self.samples is not None:
+            self.samples.load(Path(resume_from_checkpoint))
         super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Accumulate the gradient of one global batch; returns its loss."""
         model.train()
         self.health.update(inputs)
+        loaded = len(inputs["keys"])
+        if self.samples is not None:
+            inputs = self.samples.select(self.model.clip, inputs)
         tensors = {key: inputs[key] for key in MODEL_INPUTS if key in inputs}
         rows = len(tensors["input_ids"])
-        if rows == 0:
-            tensors = {key: value.new_zeros(1, *value.shape[1:]) for key, value in tensors.items()}
-        chunks = split_rows(tensors, self.args.chunk_size)
+        chunks = split_rows(pad_empty(tensors), self.args.chunk_size)
         outputs = two_stage_backward(
             partial(self._encode, model),
             chunks,
-            partial(self._losses, self._reference_embeds(chunks, rows)),
+            partial(self._losses, self._beside(inputs, chunks, rows)),
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             check=partial(self._check_loss, inputs["keys"]),
             no_sync=partial(self.accelerator.no_sync, model),
             rows=rows,
         )
         loss = total_loss(outputs)
-        self._metrics.add(outputs, samples=rows * self.args.world_size, wait=self._loader_wait())
+        self._metrics.add(outputs, samples=loaded * self.args.world_size, wait=self._loader_wait())
         return loss / self.current_gradient_accumulation_steps
 
     def _encode(self, model: nn.Module, chunk: dict[str, Tensor]) -> Any:
@@ -163,16 +176,38 @@ class NCUTrainer(Trainer):
             return chunk["negative_input_ids"]
         return chunk["input_ids"]
 
-    def _reference_embeds(self, chunks: list[dict[str, Tensor]], rows: int) -> list[ReferenceEmbeds]:
-        """What the objective takes besides the embeddings of the model: nothing, or those of the frozen reference."""
-        if not self.objective.needs_reference:
-            return []
-        with self.accelerator.autocast():  # which wraps the forward pass of the whole model, not of a part
-            embeddings = encode_globally(partial(self._encode, self.model.reference), chunks, rows)
-        return [ReferenceEmbeds(embeddings.image, embeddings.text)]
+    def _beside(self, inputs: dict[str, Any], chunks: list[dict[str, Tensor]], rows: int) -> list[Beside]:
+        """What the objective takes besides the embeddings of the model."""
+        beside: list[Beside] = []
+        if self.objective.needs_reference:
+            embeddings = encode_globally(partial(self._encode_unwrapped, self.model.reference), chunks, rows)
+            beside.append(ReferenceEmbeds(embeddings.image, embeddings.text))
+        if self.samples is not None:
+            beside.append(self.samples.weights(inputs, self._step(inputs, chunks, rows)))
+        return beside
+
+    def _encode_unwrapped(self, model: Callable[..., Any], chunk: dict[str, Tensor]) -> Any:
+        with self.accelerator.autocast():  # which wraps the forward pass of the whole model, not of a part or a copy
+            return self._encode(model, chunk)
+
+    def _step(self, inputs: dict[str, Any], chunks: list[dict[str, Tensor]], rows: int) -> Step:
+        scaler = self.accelerator.scaler
+        return Step(
+            self.model,
+            self.optimizer.optimizer,
+            self._make_optimizer,
+            self._encode_unwrapped,
+            self._losses,
+            partial(self._check_loss, inputs["keys"]),
+            chunks,
+            rows,
+            self.args.chunk_size,
+            self.args.max_grad_norm or 0.0,
+            1.0 if scaler is None else scaler.get_scale(),
+        )
 
     def _losses(
-        self, beside: list[ReferenceEmbeds], image: Tensor, text: Tensor, negative: Tensor | None, log_scale: Tensor
+        self, beside: list[Beside], image: Tensor, text: Tensor, negative: Tensor | None, log_scale: Tensor
     ) -> dict[str, Tensor]:
         """The objective, on embeddings that it is made for."""
         if not len(image):
@@ -248,6 +283,8 @@ class NCUTrainer(Trainer):
             write_json(folder / "scaler.json", self.accelerator.scaler.state_dict())
         write_json(folder / "data_health.json", health.state_dict())
         write_json(folder / DATA_STATE, position)
+        if self.samples is not None:
+            self.samples.save(folder)
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _total_health(self) -> DataHealth:

@@ -23,12 +23,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, set_seed
 
 from ncu_hf.cli import parse_arguments
+from ncu_hf.data import open_pairs
 from ncu_hf.data.scenes import draw_scene, write_scenes
+from ncu_hf.loading import load_reference
+from ncu_hf.objectives import build_objectives
+from ncu_hf.phases import make_trainer
 from ncu_hf.recipe import run
 from ncu_hf.reference import build_reference
+from ncu_hf.run import Run
+from ncu_hf.trainer import NCUTrainer
+from ncu_hf.workspace import Workspace
 
 _EMBEDDINGS = tempfile.TemporaryDirectory(prefix="ncu_hf_embeddings_")  # removed when the tests end
 os.environ["NCU_HF_CACHE"] = _EMBEDDINGS.name
@@ -186,6 +193,28 @@ def embed() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         return outputs.image_embeds, outputs.text_embeds
 
     return features
+
+
+@pytest.fixture
+def trainers_of(scene_options, words, tmp_path) -> Callable[..., list[NCUTrainer]]:
+    """The trainers of a method's phases, each from the reference, as a run makes them: 2 steps of 16 pairs."""
+
+    def make(method: str, **changes) -> list[NCUTrainer]:
+        lengths = {"max_steps": 2, "negative_prompt_max_steps": 2, "warmup_steps": 0, "save_strategy": "no"}
+        options = {**scene_options, **lengths, "method": method, "forget_ratio": 0.25, "output_dir": tmp_path / "run"}
+        arguments, _ = parse_arguments(words({**options, "disable_tqdm": "true", **changes}))
+        data = arguments.data
+        source = open_pairs(data.train_data, image_column=data.image_column, caption_column=data.caption_column)
+        trainers = []
+        for objective in build_objectives(arguments.method):
+            reference = load_reference(arguments.model, list, 0, tmp_path / "initial")
+            set_seed(0)
+            run = Run(arguments, Workspace(tmp_path / "run"), source, reference)
+            folder = tmp_path / "phases" / objective.phase
+            trainers.append(make_trainer(run, objective, reference.clip, None, folder))
+        return trainers
+
+    return make
 
 
 # Files of pairs

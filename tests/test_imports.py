@@ -19,6 +19,7 @@ ALLOWED = {
     "losses": set(),
     "transport": set(),
     "selection": set(),
+    "mixture": set(),
     "distributed": set(),
     "adapters": set(),
     "low_rank": set(),
@@ -28,7 +29,7 @@ ALLOWED = {
     "checkpoint": set(),
     "callbacks": {"modeling"},
     "step_metrics": set(),
-    "objectives": {"config", "losses", "transport", "selection"},
+    "objectives": {"config", "losses", "mixture", "transport", "selection"},
     "step": {"distributed", "modeling"},
     "parameters": {"adapters", "config", "modeling", "objectives"},
     "data": set(),
@@ -39,15 +40,17 @@ ALLOWED = {
     "environment": {"data", "distributed"},
     "loading": {"checkpoint", "config", "modeling", "reference"},
     "assessment": {"config", "data", "distributed", "evaluation"},
+    # A pass over all training pairs is encoded as an evaluation is; the trainer sees `samples.base` alone.
+    "samples": {"callbacks", "data", "distributed", "evaluation", "losses", "modeling", "objectives", "step"},
     "trainer": {
         *("adapters", "callbacks", "checkpoint", "config", "data", "distributed", "modeling", "objectives"),
-        *("parameters", "step", "step_metrics"),
+        *("parameters", "samples", "step", "step_metrics"),
     },
     "publishing": {"checkpoint", "config", "data", "evaluation", "loading", "modeling", "reporting"},
     "workspace": {"checkpoint", "cli", "config", "data"},
     "run": {"cli", "data", "distributed", "loading", "workspace"},
 }
-TORCH_ONLY = ("losses", "transport", "selection", "step_metrics", "distributed")
+TORCH_ONLY = ("losses", "transport", "selection", "mixture", "step_metrics", "distributed")
 
 
 def imports(path: Path) -> set[str]:

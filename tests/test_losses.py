@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ncu_hf.losses import (
     alignment_loss,
     contrastive_loss,
+    contrastive_losses,
     extended_similarity,
     matching_losses,
     relation_loss,
@@ -120,3 +121,15 @@ def test_alignment_loss(formulation, leaves):
         column_part = column_part + sum(p * (p / q[i]).log() for i, p in enumerate(columns[j]) if p > 0) / (N + 1)
     expected = (row_part + column_part) * (0.5 if formulation == "released" else 1)
     assert_same(alignment_loss(similarity, rows, columns, s, formulation), expected, [*leaves, s])
+
+
+@pytest.mark.parametrize("log_scale", SCALES)
+def test_contrastive_losses_are_those_of_single_pairs(log_scale, leaves):
+    v, t, _ = leaves
+    s = torch.tensor(log_scale, dtype=torch.float64, requires_grad=True)
+    found = contrastive_losses(v, t, s)
+    for i in range(N):
+        row = torch.stack([s.exp() * v[i] @ t[j] for j in range(N)])
+        column = torch.stack([s.exp() * v[j] @ t[i] for j in range(N)])
+        assert_same(found[i], -(row.log_softmax(0)[i] + column.log_softmax(0)[i]) / 2, [v, t, s])
+    torch.testing.assert_close(found.mean(), contrastive_loss(v, t, s), rtol=1e-14, atol=0)

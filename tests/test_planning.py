@@ -75,8 +75,14 @@ def test_the_flag_needs_no_value(command, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"method": "clip"}, {"model": None, "model_config": "tiny", "vocab_size": WORDS}, {"lora_rank": 2}],
-    ids=["ncu", "clip", "scratch", "lora"],
+    [
+        {},
+        {"method": "clip"},
+        {"model": None, "model_config": "tiny", "vocab_size": WORDS},
+        {"lora_rank": 2},
+        {"method": "sdd"},
+    ],
+    ids=["ncu", "clip", "scratch", "lora", "sdd"],
 )
 def test_a_recipe_prints_the_plan_and_writes_nothing(changes, command, tmp_path, monkeypatch, capfd):
     flags = command(tmp_path / "run", **changes)
@@ -88,6 +94,7 @@ def test_a_recipe_prints_the_plan_and_writes_nothing(changes, command, tmp_path,
     assert f"Written to {tmp_path / 'run'}" in printed
     assert ("contrastive" in printed) == (changes.get("method") == "clip")
     assert ("initial/" in printed) == ("model_config" in changes)
+    assert ("siamese copy" in printed) == ("passes that only rate" in printed) == (changes.get("method") == "sdd")
     assert "None" not in printed
     assert "nan" not in printed
     assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 100
@@ -148,6 +155,13 @@ def test_steps_of_accumulated_batches(plan_of):
     assert phase.negatives == "15"
 
 
+def test_a_method_that_rates_all_pairs_at_each_epoch(plan_of):
+    (phase,) = plan_of(method="sdd", max_steps=13).phases  # epochs of 6 batches
+    assert (phase.passes, phase.negatives, phase.samples_seen) == (3, "at most 15", 13 * 16)
+    assert phase.memory.copy == phase.memory.gradients + phase.memory.optimizer
+    assert [other.passes for other in plan_of().phases] == [None, None]
+
+
 def test_data(plan_of):
     data = plan_of(global_batch_size=20, max_bad_fraction=0.25).data
     assert (data.samples, data.exact, data.tail) == (96, True, 16)
@@ -197,6 +211,7 @@ def test_optimizer_state_is_what_a_step_leaves(changes, prepare, tmp_path):
         pytest.param({"lora_rank": 4}, marks=pytest.mark.slow),
         pytest.param({"global_batch_size": 96, "formulation": "paper"}, marks=pytest.mark.slow),
         {"method": "clip"},
+        {"method": "sdd", "sdd_drop_threshold": -1.0, "sdd_clean_threshold": 0.1},
     ],
     ids=str,
 )
@@ -224,8 +239,9 @@ def test_memory_of_large_batches_follows_from_small_ones(formulation, phase, mon
     assert tried > 800 * 801 * 4
 
 
-def test_checkpoints_and_disk_are_what_a_run_leaves(recipe, prepare, tmp_path):
-    changes = {"save_total_limit": 0, "save_steps": 4}  # of 6 steps
+@pytest.mark.parametrize("method", [{}, {"method": "sdd"}], ids=["ncu", "sdd"])
+def test_checkpoints_and_disk_are_what_a_run_leaves(method, recipe, prepare, tmp_path):
+    changes = {"save_total_limit": 0, "save_steps": 4, **method}  # of 6 steps
     run = prepare(**changes)
     plan = make_plan(run, build_objectives(run.arguments.method))
     output = recipe(**changes)

@@ -105,6 +105,14 @@ class Killed(BaseException):
         {"lora_rank": 4, "lora_towers": "text"},
         {"gradient_accumulation_steps": 2, "save_steps": 1},
         {"model": None, "model_config": "tiny", "vocab_size": 600, "method": "clip", "num_train_epochs": 2},
+        # Epochs of 6 batches, checkpoints in the middle of both.
+        {
+            "method": "sdd",
+            "num_train_epochs": 2,
+            "sdd_clean_threshold": 0.1,
+            "sdd_drop_threshold": 0.0,
+            "max_grad_norm": 10,
+        },
         pytest.param({"lora_rank": 4}, marks=pytest.mark.slow),
         pytest.param({"bf16": "true"}, marks=pytest.mark.slow),
         pytest.param({"optim": "adafactor"}, marks=pytest.mark.slow),

@@ -6,6 +6,7 @@ from ncu_hf.data.decoding import clean_caption, decode_image
 from ncu_hf.data.health import DataHealth, TooManyBadRecords
 from ncu_hf.data.loader.pair_loader import PairLoader
 from ncu_hf.data.noise import shuffle_captions
+from ncu_hf.data.partners import PartneredCollator
 from ncu_hf.data.records import BadRecord, Located, PairSource, Record, Skipped
 from ncu_hf.data.sources.open import check_readable, open_pairs, usable_captions
 from ncu_hf.data.sources.registry import KNOWN_SETS
@@ -22,6 +23,7 @@ __all__ = [
     "PairCollator",
     "PairLoader",
     "PairSource",
+    "PartneredCollator",
     "Record",
     "RemoteData",
     "Skipped",

@@ -80,6 +80,7 @@ class PairCollator:
             - `negative_input_ids`: int64 (B', L'), only with `augment_negative_captions` or `negative_prefixes`.
             - `mismatched`: bool (B',), only if known for all records.
             - `keys`: `list[str]` of length B'.
+            - `indices`: int64 (B',), numbers of the records in their source, only if that can be indexed.
             - `epoch`: `int`, epoch of the first record.
             - `skipped`: `list[Skipped]` of length B - B'.
         """
@@ -100,6 +101,8 @@ class PairCollator:
             "epoch": records[0].epoch,
             "skipped": skipped,
         }
+        if all(located.index is not None for located in records):
+            batch["indices"] = torch.tensor([located.index for located in usable], dtype=torch.int64)
         if all(located.record.mismatched is not None for located in records):
             batch["mismatched"] = torch.tensor([located.record.mismatched for located in usable], dtype=torch.bool)
         if self.augment_negative_captions or self.negative_prefixes:

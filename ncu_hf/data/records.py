@@ -45,6 +45,8 @@ class Record:
 class Located(NamedTuple):
     """A record with its place: `epoch`, and `position` = (place in the epoch's order,) or (shard, row).
 
+    `index` is its number in an indexable source, the same in every epoch; a stream has none.
+
     All randomness of the record is keyed by (seed, epoch, position), hence is the same for any number of workers
     and processes, and after a resume.
     """
@@ -53,6 +55,7 @@ class Located(NamedTuple):
     shard: str
     epoch: int
     position: tuple[int, ...]
+    index: int | None = None
 
 
 class PairSource(ABC):

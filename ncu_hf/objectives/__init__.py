@@ -15,6 +15,7 @@ from ncu_hf.objectives.base import Objective
 from ncu_hf.objectives.clip import ClipObjective, RetainedClipObjective
 from ncu_hf.objectives.gradient_ascent import GradientAscentObjective
 from ncu_hf.objectives.negative_prompt import NegativePromptObjective
+from ncu_hf.objectives.sdd import SelfDropObjective
 from ncu_hf.objectives.softclip import SoftClipObjective
 from ncu_hf.objectives.unlearning import UnlearningObjective
 
@@ -28,6 +29,7 @@ METHODS: dict[str, tuple[type[Objective], ...]] = {
     "ncu_max_distance": (MaxDistancePromptObjective, MaxDistanceUnlearningObjective),
     "ncu_false_negatives_only": (NegativePromptObjective, FalseNegativesObjective),
     "ncu_false_positives_only": (NegativePromptObjective, FalsePositivesObjective),
+    "sdd": (SelfDropObjective,),
 }
 
 

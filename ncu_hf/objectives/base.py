@@ -25,6 +25,20 @@ class ReferenceEmbeds(NamedTuple):
     text: Tensor
 
 
+class SampleWeights(NamedTuple):
+    """What is known of the pairs of the global batch beyond it, without gradient.
+
+    Attributes:
+        confidence (`Tensor`): (N,) in [0, 1], how sure it is that a pair matches, judged among all training pairs.
+        significance (`Tensor`): (N,) in [0, 1], how much a step on the pair helps what resembles it.
+        kept_share (`Tensor`): 0-dim, share of all training pairs that this epoch trains on.
+    """
+
+    confidence: Tensor
+    significance: Tensor
+    kept_share: Tensor
+
+
 class Objective(ABC):
     """One phase of a method.
 
@@ -36,6 +50,8 @@ class Objective(ABC):
             caption; else it is the caption behind the negative prompt.
         needs_reference (`bool`): Whether the batch is also encoded by the frozen model that the run started from;
             [`__call__`] then takes [`ReferenceEmbeds`] as its last argument.
+        needs_sample_weights (`bool`): Whether numbers are kept on every training pair, see `ncu_hf.samples`;
+            [`__call__`] then takes [`SampleWeights`] as its last argument. Needs data that can be indexed.
 
     Args:
         arguments (`MethodArguments`): Hyperparameters of the method.
@@ -46,6 +62,7 @@ class Objective(ABC):
     needs_negative_text: ClassVar[bool] = False
     negative_prefixes: ClassVar[tuple[str, ...]] = ()
     needs_reference: ClassVar[bool] = False
+    needs_sample_weights: ClassVar[bool] = False
 
     def __init__(self, arguments: MethodArguments):
         self.arguments = arguments

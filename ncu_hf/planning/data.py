@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ncu_hf.data import PairSource, StreamSource
 from ncu_hf.data.loader.reader import BLOCK_BYTES, BLOCK_ROWS
@@ -159,14 +160,21 @@ def _record_bytes(source: PairSource | StreamSource) -> float | None:
     return sum(size for size, _ in sized) / rows if rows else None
 
 
-def try_loader(run: Run, data: DataPlan) -> LoaderTrial:
+def stand_in_partners(source: PairSource | StreamSource, count: int) -> Tensor | None:
+    """Drawn partners (n, count): they are chosen by the model in the run. As many different ones as there can be."""
+    if not count:
+        return None
+    return torch.randint(len(source), (len(source), count), generator=torch.Generator().manual_seed(0))
+
+
+def try_loader(run: Run, data: DataPlan, partners: Tensor | None = None) -> LoaderTrial:
     """Make the first batches of the run with its own loader. A collective: all processes make the same number."""
     training, readers = run.arguments.training, data.readers
     # Not beyond the end of an epoch, where there is more to do.
     epoch = int(min(data.samples, data.by_density or data.samples)) // training.global_batch_size
     ready = _PREFETCHED * readers if training.dataloader_num_workers else 0
     started = time.perf_counter()
-    with closing(iter(run.loader())) as batches:
+    with closing(iter(run.loader(partners=partners))) as batches:
         seen = [_measured(next(batches))]
         first = _slowest(time.perf_counter() - started, run)
         # Readers work side by side: in about the time of the first batch each of them makes one.

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ncu_hf.data import ImageTransform, normalize
 from ncu_hf.objectives import Objective
-from ncu_hf.objectives.base import ReferenceEmbeds
+from ncu_hf.objectives.base import ReferenceEmbeds, SampleWeights
 from ncu_hf.step import total_loss
 from ncu_hf.trainer import NCUTrainer
 
@@ -122,7 +122,11 @@ def _objective_peak(objective: Objective, rows: int, width: int) -> int:
     leaves = [nn.functional.normalize(embeds, dim=-1).requires_grad_() for embeds in (image, text, negative)]
     scale = torch.tensor(3.0, requires_grad=True)
     negative_embeds = leaves[2] if objective.needs_negative_text else None
-    beside = [ReferenceEmbeds(leaves[0].detach(), leaves[1].detach())] if objective.needs_reference else []
+    beside: list[ReferenceEmbeds | SampleWeights] = []
+    if objective.needs_reference:
+        beside.append(ReferenceEmbeds(leaves[0].detach(), leaves[1].detach()))
+    if objective.needs_sample_weights:
+        beside.append(SampleWeights(torch.ones(rows), torch.ones(rows), torch.tensor(1.0)))
     with LiveBytes(leaves) as live:
         outputs = objective(leaves[0], leaves[1], negative_embeds, scale, *beside)
         gradients = torch.autograd.grad(total_loss(outputs), [*leaves, scale], allow_unused=True)
@@ -133,6 +137,7 @@ def _objective_peak(objective: Objective, rows: int, width: int) -> int:
 def embedding_bytes(objective: Objective, rows: int, width: int) -> int:
     """The embeddings (N, D) of all processes that every process gathers."""
     branches = 2 + objective.needs_negative_text + 2 * objective.needs_reference
+    branches += 4 * objective.needs_sample_weights  # of one of the banks, in float64
     return branches * rows * width * _FLOAT
 
 

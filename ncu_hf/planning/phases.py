@@ -38,6 +38,7 @@ class StepMemory:
         gradients (`int`): Of the parameters that train, once all are there; part of `backward`.
         buckets (`int`): Copy of the gradients that `DistributedDataParallel` reduces.
         optimizer (`int`, *optional*): State of the optimizer; `None` where that is not known.
+        copy (`int`): Of the parameters that train and of the optimizer's state, for a method that looks a step ahead.
         embeddings (`int`): Gathered from all processes.
         matrices (`int`): Losses, transport and their gradients, at their peak.
         backward (`int`): Activations of a chunk and gradients, at their common peak.
@@ -48,6 +49,7 @@ class StepMemory:
     gradients: int
     buckets: int
     optimizer: int | None
+    copy: int
     embeddings: int
     matrices: int
     backward: int
@@ -57,7 +59,8 @@ class StepMemory:
     def peak(self) -> int:
         """`int`: all of it; an upper bound, for losses and backward pass have their peaks one after the other."""
         passing = max(self.matrices, self.backward) if self.chunked else self.matrices + self.backward
-        return self.weights + self.buckets + (self.optimizer or 0) + self.embeddings + max(passing, self.gradients)
+        standing = self.weights + self.buckets + (self.optimizer or 0) + self.copy + self.embeddings
+        return standing + max(passing, self.gradients)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class PhasePlan:
         learning_rate (`float`): At the end of the warm-up.
         global_batch, accumulation (`int`): N, and batches a step.
         samples_seen (`int`): Pairs, each as often as it is met.
+        passes (`int`, *optional*): Passes over all pairs that train nothing, at the starts of epochs; `None` where no
+            method needs them.
         negatives (`str`): What an image is contrasted with.
         trainable, parameters (`int`): Numbers of parameters.
         memory (`StepMemory`): Of a step.
@@ -87,6 +92,7 @@ class PhasePlan:
     global_batch: int
     accumulation: int
     samples_seen: int
+    passes: int | None
     negatives: str
     trainable: int
     parameters: int
@@ -123,13 +129,14 @@ def plan_phase(run: Run, objective: Objective, tokens: int) -> PhasePlan:
         global_batch=training.global_batch_size,
         accumulation=training.gradient_accumulation_steps,
         samples_seen=batches * training.global_batch_size,
+        passes=None if trainer.samples is None else math.ceil(batches / batches_per_epoch),
         negatives=negatives(objective, training.global_batch_size),
         trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         parameters=sum(p.numel() for p in trainer.model.parameters()),
         memory=memory,
         checkpoints=checkpoints,
         checkpoints_kept=min(checkpoints, training.save_total_limit or checkpoints),
-        checkpoint_bytes=outcome + state_bytes(trainer, memory),
+        checkpoint_bytes=outcome + state_bytes(trainer, memory, run),
         outcome_bytes=outcome,
         standing=_standing(run, objective),
     )
@@ -142,11 +149,13 @@ def step_memory(trainer: NCUTrainer, tokens: int) -> StepMemory:
     gradients = parameter_bytes(model, trainable=True)
     rows = args.chunk_size or args.per_device_train_batch_size
     chunked = rows < args.per_device_train_batch_size
+    optimizer = optimizer_bytes(trainer)
     return StepMemory(
         weights=parameter_bytes(model),
         gradients=gradients,
         buckets=gradients if world()[1] > 1 else 0,
-        optimizer=optimizer_bytes(trainer),
+        optimizer=optimizer,
+        copy=gradients + (optimizer or 0) if objective.needs_sample_weights else 0,
         embeddings=embedding_bytes(objective, args.global_batch_size, width),
         matrices=matrix_bytes(objective, args.global_batch_size, width),
         backward=backward_bytes(trainer, rows, tokens, chunked or args.gradient_accumulation_steps > 1),
@@ -157,8 +166,11 @@ def step_memory(trainer: NCUTrainer, tokens: int) -> StepMemory:
 def negatives(objective: Objective, batch: int) -> str:
     """What an image is contrasted with in a global batch of N pairs: other captions, and its own caption's negative.
 
-    Some phases learn from the retained pairs alone (of `gradient_ascent` the retained images are meant).
+    Some phases learn from the retained pairs alone (of `gradient_ascent` the retained images are meant), `sdd` from
+    pairs of which it is not known yet how many there are.
     """
+    if objective.needs_sample_weights:
+        return f"at most {batch - 1:,}"
     if isinstance(objective, NegativePromptObjective | RetainedClipObjective):
         batch -= int(objective.arguments.forget_ratio * batch)
     if not objective.needs_negative_text or isinstance(objective, FalseNegativesObjective):
@@ -178,12 +190,13 @@ def outcome_bytes(run: Run, model: NCUModel) -> int:
     return sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors) + small + _CARD_BYTES
 
 
-def state_bytes(trainer: NCUTrainer, memory: StepMemory) -> int:
-    """What a checkpoint holds beside the model: the optimizer's state, and adapters."""
+def state_bytes(trainer: NCUTrainer, memory: StepMemory, run: Run) -> int:
+    """What a checkpoint holds beside the model: the optimizer's state, adapters, numbers on every training pair."""
     named = [(name, parameter) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     adapters = sum(parameter.nbytes + _HEADER_BYTES for name, parameter in named if is_adapter(name))
     state = 2 * memory.gradients if memory.optimizer is None else memory.optimizer
-    return state + 3 * len(named) * _HEADER_BYTES + adapters  # AdamW keeps three tensors a parameter
+    samples = 0 if trainer.samples is None else len(run.source) * trainer.samples.saved_bytes
+    return state + 3 * len(named) * _HEADER_BYTES + adapters + samples  # AdamW keeps three tensors a parameter
 
 
 def checkpoint_count(trainer: NCUTrainer, batches_per_epoch: int | None) -> int:

@@ -12,7 +12,8 @@ import psutil
 import torch
 
 from ncu_hf.objectives import Objective
-from ncu_hf.planning.data import DataPlan, LoaderTrial, loading_bytes, plan_data, try_loader
+from ncu_hf.phases import sample_state
+from ncu_hf.planning.data import DataPlan, LoaderTrial, loading_bytes, plan_data, stand_in_partners, try_loader
 from ncu_hf.planning.doubts import doubts
 from ncu_hf.planning.phases import PhasePlan, plan_phase
 from ncu_hf.planning.text import render
@@ -113,7 +114,9 @@ def make_plan(run: Run, objectives: Sequence[Objective]) -> Plan:
     training = run.arguments.training
     standing = psutil.Process().memory_info().rss
     data = plan_data(run)
-    trial = try_loader(run, data)
+    states = [state for objective in objectives if (state := sample_state(run, objective)) is not None]
+    partners = stand_in_partners(run.source, max((state.partner_count for state in states), default=0))
+    trial = try_loader(run, data, partners)
     phases = tuple(plan_phase(run, objective, trial.tokens) for objective in objectives)
     found = {
         "data": data,

@@ -111,6 +111,8 @@ def _phases(plan: Plan) -> Iterator[tuple[str, ...]]:
     yield ("batch x accumulated", *(f"{count(p.global_batch)} x {p.accumulation}" for p in phases))
     yield ("negatives of an image", *(phase.negatives for phase in phases))
     yield ("pairs seen", *(count(phase.samples_seen) for phase in phases))
+    if any(phase.passes for phase in phases):
+        yield ("passes that only rate", *(count(phase.passes or 0) for phase in phases))
     yield ("trainable parameters", *(f"{count(p.trainable)}" for p in phases))
     yield ("of parameters", *(count(phase.parameters) for phase in phases))
     if any(phase.standing for phase in phases):
@@ -122,6 +124,8 @@ def _memory(plan: Plan) -> Iterator[tuple[str, ...]]:
     yield ("", *(phase.name for phase in plan.phases))
     yield ("weights", *(size(m.weights) for m in steps))
     yield ("optimizer", *("not known" if m.optimizer is None else size(m.optimizer) for m in steps))
+    if any(m.copy for m in steps):
+        yield ("siamese copy", *(size(m.copy) for m in steps))
     yield (f"{count(plan.chunk_rows)} rows (gradients)", *(f"{size(m.backward)} ({size(m.gradients)})" for m in steps))
     if plan.data.processes > 1:
         yield ("reduction buckets", *(size(m.buckets) for m in steps))

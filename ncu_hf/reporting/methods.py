@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ncu_hf.citations import CLIP_BIBTEX, NCU_BIBTEX, NCU_URL, SOFTCLIP_BIBTEX
+from ncu_hf.citations import CLIP_BIBTEX, NCU_BIBTEX, NCU_URL, SDD_BIBTEX, SOFTCLIP_BIBTEX
 from ncu_hf.reporting.results import SET_GROUPS
 
 NCU = "Noisy Correspondence Unlearning (NCU)"
@@ -62,6 +62,7 @@ class Comparison(NamedTuple):
         forgets (`bool`): Whether pairs are forgotten or dropped.
         source (`str`): What the method is cited by.
         tags (`tuple[str, ...]`): Further tags.
+        limits (`tuple[str, ...]`): Further limits.
     """
 
     summary: str
@@ -71,6 +72,7 @@ class Comparison(NamedTuple):
     forgets: bool = True
     source: str = NCU_BIBTEX
     tags: tuple[str, ...] = ("machine-unlearning",)
+    limits: tuple[str, ...] = ()
 
 
 COMPARISONS = {
@@ -143,6 +145,24 @@ COMPARISONS = {
         detail=FORMULATIONS,
         detail_of="Formulation",
     ),
+    "sdd": Comparison(
+        summary="Self-Drop and Dual-Weight (SDD), which drops the pairs of low similarity and weights the others",
+        procedure="At the start of every epoch the similarity of each training pair's image and caption is computed;"
+        " pairs below a threshold take no part in the epoch. The others are trained with the symmetric contrastive loss"
+        " of CLIP, each pair with two weights. Confidence is the posterior of the upper of two Gaussians that are"
+        " fitted to the similarities of all pairs. Significance tells whether a trial step on the batch lowers the loss"
+        " of clean pairs that resemble the pair; those come from a memory bank that was made once, with the model that"
+        " the training started from, out of the pairs above a higher threshold.",
+        detail={},
+        detail_of="",
+        forgets=False,
+        source=SDD_BIBTEX,
+        tags=("contrastive-learning",),
+        limits=(
+            "What is dropped rests on the model's own similarities: correct pairs that it finds unlike are dropped too,"
+            " and mismatched pairs that it finds alike are kept.",
+        ),
+    ),
 }
 
 
@@ -204,7 +224,7 @@ def _comparison(run: dict, method: Comparison) -> dict:
         "summary": f"{_start(run)}, fine-tuned with `{run['method']}`, a point of comparison for [{NCU}]({NCU_URL}):"
         f" {method.summary}.",
         "procedure": method.procedure + (f" {method.detail_of}: {detail}." if detail else "") + _adapters(run),
-        "limits": [CONTROL_LIMIT, *([FORGET_LIMIT] if method.forgets else []), *_limits(run)],
+        "limits": [CONTROL_LIMIT, *([FORGET_LIMIT] if method.forgets else []), *method.limits, *_limits(run)],
         "tags": ["clip", "noisy-correspondence", *method.tags],
         "citation_note": "The method:" if method.source != NCU_BIBTEX else "The study that compares such methods:",
         "bibtex": method.source,

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPModel, TrainerCallback, set_seed
+from transformers import CLIPModel, TrainerCallback
 
 from ncu_hf.adapters import has_adapters
-from ncu_hf.cli import parse_arguments
 from ncu_hf.config import MethodArguments
-from ncu_hf.data import open_pairs
-from ncu_hf.loading import load_reference
 from ncu_hf.objectives import METHODS, Objective, build_objectives
-from ncu_hf.phases import make_trainer
 from ncu_hf.reporting.methods import describe
-from ncu_hf.run import Run
 from ncu_hf.trainer import NCUTrainer
-from ncu_hf.workspace import Workspace
 
 
 class Gradient(TrainerCallback):
@@ -33,28 +26,6 @@ class Gradient(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
         self.found = self.found or {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
-
-
-@pytest.fixture
-def trainers_of(scene_options, words, tmp_path) -> Callable[..., list[NCUTrainer]]:
-    """The trainers of a method's phases, each from the reference, as a run makes them: 2 steps of 16 pairs."""
-
-    def make(method: str, **changes) -> list[NCUTrainer]:
-        lengths = {"max_steps": 2, "negative_prompt_max_steps": 2, "warmup_steps": 0, "save_strategy": "no"}
-        options = {**scene_options, **lengths, "method": method, "forget_ratio": 0.25, "output_dir": tmp_path / "run"}
-        arguments, _ = parse_arguments(words({**options, "disable_tqdm": "true", **changes}))
-        data = arguments.data
-        source = open_pairs(data.train_data, image_column=data.image_column, caption_column=data.caption_column)
-        trainers = []
-        for objective in build_objectives(arguments.method):
-            reference = load_reference(arguments.model, list, 0, tmp_path / "initial")
-            set_seed(0)
-            run = Run(arguments, Workspace(tmp_path / "run"), source, reference)
-            folder = tmp_path / "phases" / objective.phase
-            trainers.append(make_trainer(run, objective, reference.clip, None, folder))
-        return trainers
-
-    return make
 
 
 def first_gradient(trainer: NCUTrainer) -> dict[str, Tensor]:

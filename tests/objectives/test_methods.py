@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ncu_hf.config import MethodArguments
 from ncu_hf.errors import InputError
 from ncu_hf.objectives import METHODS, Objective, build_objectives
-from ncu_hf.objectives.base import ReferenceEmbeds
+from ncu_hf.objectives.base import ReferenceEmbeds, SampleWeights
 from ncu_hf.reporting.methods import describe
 from ncu_hf.step import total_loss
 
@@ -34,6 +34,8 @@ OTHER = {
     "label_smoothing": 0.3,
     "soft_weight": 0.9,
     "soft_temperature": 0.5,
+    "sdd_clean_threshold": 0.9,
+    "sdd_drop_threshold": 0.8,
 }
 
 
@@ -44,19 +46,24 @@ def phases_of(method: str) -> list[Objective]:
 # Settings
 
 
-def learned(objective: Objective) -> tuple[float, tuple[bool, ...]]:
-    """The loss of two batches, and which parameters train."""
+def learned(objective: Objective) -> tuple[Any, ...]:
+    """The loss of two batches, which parameters train, and which pairs are chosen by their similarity."""
     generator, loss = torch.Generator().manual_seed(0), 0.0
     for _ in range(2):
         image, text, negative, *guides = (
             F.normalize(torch.randn(20, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(5)
         )
         beside = [ReferenceEmbeds(*guides)] if objective.needs_reference else []
+        if objective.needs_sample_weights:
+            beside.append(SampleWeights(*torch.rand(2, 20, generator=generator), torch.tensor(1.0)))
         outputs = objective(F.normalize(image + text, dim=-1), text, negative, torch.tensor(2.0), *beside)
         loss += total_loss(outputs).item()
+    chosen: tuple[list[bool], ...] = ()
+    if objective.needs_sample_weights:
+        chosen = tuple(choose(torch.linspace(-1, 1, 101)).tolist() for choose in (objective.clean, objective.kept))
     embeddings = [f"clip.text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position")]
     names = ["clip.logit_scale", *embeddings, *(f"clip.text_model.encoder.layers.{i}.mlp.fc1.bias" for i in range(12))]
-    return loss, tuple(objective.trains(name, 12) for name in names)
+    return loss, tuple(objective.trains(name, 12) for name in names), chosen
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kinds in METHODS.values() for kind in kinds}, key=str))
@@ -77,7 +84,10 @@ def test_help_names_every_method():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("label_smoothing", 1.5), ("soft_weight", -0.1), ("soft_temperature", 0.0), ("soft_weight", math.nan)],
+    [
+        *(("label_smoothing", 1.5), ("soft_weight", -0.1), ("soft_temperature", 0.0), ("soft_weight", math.nan)),
+        *(("sdd_clean_threshold", 1.0), ("sdd_drop_threshold", -1.5), ("sdd_drop_threshold", math.nan)),
+    ],
 )
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(InputError, match=f"--{name}.*{value}"):
@@ -107,7 +117,7 @@ def test_a_card_tells_what_the_method_does_and_no_more(method):
     assert all(sentence.endswith(".") and "  " not in sentence for sentence in sentences)
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("clip", "softclip")])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("clip", "softclip", "sdd")])
 def test_a_card_tells_the_formulation(method):
     released, paper, unknown = (card(method, name)["procedure"] for name in ("released", "paper", None))
     assert len({released, paper, unknown}) == 3

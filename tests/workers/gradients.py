@@ -8,6 +8,7 @@ Writes OUTPUT_FOLDER/<phase>.<dtype>.<chunk size>.safetensors (rank 0): the grad
 import copy
 import itertools
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from ncu_hf.data import DataHealth, open_pairs
 from ncu_hf.distributed import leave
 from ncu_hf.loading import load_reference
 from ncu_hf.objectives import build_objectives
-from ncu_hf.phases import build_model, phase_arguments
+from ncu_hf.phases import build_model, load_pairs, phase_arguments, sample_state
 from ncu_hf.run import Run
 from ncu_hf.trainer import NCUTrainer
 from ncu_hf.workspace import Workspace
@@ -51,16 +52,18 @@ def main() -> None:
         model = build_model(run, objective, copy.deepcopy(reference.clip), None).to(getattr(torch, dtype))
         settings = phase_arguments(run, objective, output / "work" / objective.phase)
         settings.max_steps, settings.save_strategy, settings.chunk_size = 1, "no", int(chunk_size) or None
+        samples = sample_state(run, objective)
         trainer = NCUTrainer(
             model,
             settings,
             objective,
-            run.loader,
+            partial(load_pairs, run, objective, samples),
             None,
             run.batches_per_epoch(),
             reference.processor,
             DataHealth(),
             arguments.model.adapted_towers,
+            samples,
             callbacks=[Capture(output / f"{objective.phase}.{dtype}.{chunk_size}.safetensors")],
         )
         trainer.train()

@@ -90,4 +90,4 @@ class IndexedBatches:
             yield self._collator(records, seed=split.seed)
 
     def _located(self, index: int, epoch: int, position: int) -> Located:
-        return Located(self._source[index], self._source.shard_of(index), epoch, (position,))
+        return Located(self._source[index], self._source.shard_of(index), epoch, (position,), index)
