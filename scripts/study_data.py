@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, metavar="FILE", help="of photos: parquet file")
     parser.add_argument("--held_out_share", type=float, default=0.2, help="of photos: share to measure on")
     parser.add_argument("--held_out_by", choices=HELD_OUT_BY, default="key", help="of photos: single ones or books")
-    parser.add_argument("--labels_csv", type=Path, metavar="FILE", help="of photos: a labelled set, classes.json beside")
+    parser.add_argument("--labels_csv", type=Path, metavar="FILE", help="of photos: a labelled set")
     return parser.parse_args()
 
 

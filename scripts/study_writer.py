@@ -124,5 +124,6 @@ def write_set(folder: Path, labels: Labels, files: list[Path] | None) -> None:
     with (folder / LABELS_FILE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow((IMAGE, LABEL))
-        writer.writerows((os.path.relpath(path, folder), label) for path, label in zip(files, labels.labels, strict=True))
+        places = (os.path.relpath(path, folder) for path in files)
+        writer.writerows(zip(places, labels.labels, strict=True))
     write_json(folder / "classes.json", {"classes": labels.classes, "templates": labels.templates})
