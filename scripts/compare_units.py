@@ -24,6 +24,8 @@ _PATHS = ("model", "model_config", "tokenizer", "negative_prompt", "train_data",
 _DEFAULTS: Flags = {"save_strategy": "no", "save_total_limit": 1, "dataloader_num_workers": 0}
 # Of `recipes/clip.py`, where they fit any size.
 _REFERENCE_DEFAULTS: Flags = {"method": "clip"}
+# What a run costs beside its steps, measured in steps: it is measured, and written.
+_OVERHEAD = 20.0
 # Cost of a step against one of plain training: a further pass of the text tower, of a frozen model.
 _NEGATIVE_COST, _REFERENCE_COST = 0.5, 0.7
 
@@ -143,7 +145,7 @@ class _Cell:
         flags = self._flags(folder, _REFERENCE_DEFAULTS, self.comparison.reference)
         batch = int(flags.get("global_batch_size", 2048))
         steps = float(flags.get("max_steps") or 0) or float(flags.get("num_train_epochs", 8)) * self.study.pairs / batch
-        return Unit(self.noise_share, self.seed, REFERENCE, folder, flags, cost=steps)
+        return Unit(self.noise_share, self.seed, REFERENCE, folder, flags, cost=steps + _OVERHEAD)
 
     def _method(self, entry: Entry) -> Unit:
         folder, start = self._folder(entry.name), self.comparison.reference.get("model")
@@ -157,13 +159,15 @@ class _Cell:
         if flags.get("forget_ratio") == NOISE:
             flags["forget_ratio"] = self.noise_share or self.comparison.forget_ratio_without_noise
         needs = () if start else (self._folder(REFERENCE),)
-        return Unit(self.noise_share, self.seed, entry.name, folder, flags, needs, _cost(flags))
+        return Unit(self.noise_share, self.seed, entry.name, folder, flags, needs, _cost(flags) + _OVERHEAD)
 
     def _mixture(self, entry: Entry) -> Unit:
         result = self._method(entry)
         folder = self._folder(f"{entry.name}.interpolation")
         needs = (Path(result.flags["model"]), result.folder)
-        return Unit(self.noise_share, self.seed, entry.name, folder, result.flags, needs, 1.0, self.comparison.weights)
+        return Unit(
+            self.noise_share, self.seed, entry.name, folder, result.flags, needs, _OVERHEAD, self.comparison.weights
+        )
 
 
 def lengths(entry: Entry, comparison: Comparison) -> Flags:
