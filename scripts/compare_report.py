@@ -8,6 +8,7 @@ from typing import Any
 
 from compare_collect import collect, differences, interpolations, summarise
 from compare_config import Comparison
+from compare_plots import draw_plots
 from compare_tables import comparison_csv, comparison_markdown
 from compare_units import Unit
 from study_writer import StudyFiles
@@ -15,12 +16,16 @@ from study_writer import StudyFiles
 from ncu_hf.checkpoint import write_json
 from ncu_hf.environment import command, environment, machine
 
+PLOTS = "plots"
+
 
 def write_report(comparison: Comparison, study: StudyFiles, units: list[Unit], output: Path) -> None:
     """Write `comparison.json`, `.md`, `.csv` and `plots/` below `output`."""
     numbers = report(comparison, study, units)
     write_json(output / "comparison.json", numbers)
-    (output / "comparison.md").write_text(comparison_markdown(numbers), encoding="utf-8")
+    plots = draw_plots(numbers, output / PLOTS)
+    names = {name: f"{PLOTS}/{path.name}" for name, path in plots.items()}
+    (output / "comparison.md").write_text(comparison_markdown(numbers, names), encoding="utf-8")
     (output / "comparison.csv").write_text(comparison_csv(numbers), encoding="utf-8", newline="")
 
 

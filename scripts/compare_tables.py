@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from compare_collect import MEAN_RECALL, ONE_SET, ZERO_SHOT
@@ -16,6 +16,13 @@ from ncu_hf.reporting.markdown import plain, table
 DASH = "-"
 SEEDS_MARK, ITEMS_MARK = r"\*", "†"
 HEADINGS = {MEAN_RECALL: "mean recall", ZERO_SHOT: "zero-shot average"}
+PLOTS = {
+    "noise": "Against the share of noise",
+    "differences": "Differences with both intervals",
+    "detection": "The forget set before and after each phase",
+    "figure4": "On parts of the training pairs",
+    "interpolation": "Between reference and result",
+}
 CSV_HEAD = (
     *("noise_share", "entry", "against", "metric", "value", "sd", "n"),
     *("seeds_low", "seeds_high", "items_low", "items_high"),
@@ -32,8 +39,8 @@ def heading(metric: str) -> str:
     return HEADINGS.get(metric, metric.removeprefix(ONE_SET))
 
 
-def comparison_markdown(numbers: dict[str, Any]) -> str:
-    """Text of `comparison.md`."""
+def comparison_markdown(numbers: dict[str, Any], plots: Mapping[str, str]) -> str:
+    """Text of `comparison.md`; `plots` are files by name, relative to it."""
     comparison, study = numbers["comparison"], numbers["study"]
     parts = [
         f"# Comparison of methods: {plain(study['name'])}",
@@ -45,6 +52,7 @@ def comparison_markdown(numbers: dict[str, Any]) -> str:
     parts.append(LEGEND)
     for noise_share in comparison["noise_shares"]:
         parts += _noise_section(numbers, noise_share)
+    parts += [f"![{PLOTS[name]}]({path})" for name, path in plots.items()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
