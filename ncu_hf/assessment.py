@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from ncu_hf.config import MethodArguments
 from ncu_hf.data import BadRecord, PairSource, clean_caption
+from ncu_hf.data.files import fingerprint_text
 from ncu_hf.data.order import SAMPLE, keyed_generator
 from ncu_hf.distributed import world
 from ncu_hf.evaluation import ClipEncoder, EvaluationSet, Measurement, measure
 from ncu_hf.evaluation.detection import batched_confidence
 from ncu_hf.evaluation.metrics import ForgetSet
+from ncu_hf.evaluation.sets.images import stamp_files
 
 # Training pairs on which the forget set is compared with the known mismatches.
 FORGET_SET_PAIRS = 4096
@@ -68,7 +71,9 @@ def assess_forget_set(
             continue
         images.append(record.image)
         mismatched.append(record.mismatched)
-    encoded, texts = encoder.encode_images(images), encoder.encode_texts(captions)
+    if all(mismatched) or not any(mismatched):
+        return None
+    encoded, texts = encoder.encode_images(images, _stamp(images)), encoder.encode_texts(captions)
     rows = encoded.usable
     wrong = torch.tensor(mismatched, dtype=torch.bool)[rows]
     if world()[0] != 0 or wrong.all() or not wrong.any():
@@ -84,3 +89,12 @@ def assess_forget_set(
     return ForgetSet().compute(
         predictions=confidence.numpy(), references=wrong.numpy(), forget_ratio=method.forget_ratio
     )
+
+
+def _stamp(images: list[Any]) -> str | None:
+    """Identifies the content of images: of their bytes, or of their files as they are here; `None` of other ones."""
+    if all(isinstance(image, str) for image in images):
+        return stamp_files(images)
+    if all(isinstance(image, bytes) for image in images):
+        return fingerprint_text(*(hashlib.sha256(image).hexdigest() for image in images))
+    return None

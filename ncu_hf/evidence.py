@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ncu_hf.cards import describe_run
 from ncu_hf.checkpoint import read_json
 from ncu_hf.data import DataHealth, PairSource
 from ncu_hf.evaluation import ClipEncoder, EmbeddingCache, EvaluationSet
+from ncu_hf.evaluation.outcomes import OUTCOMES_FILE, save_outcomes
 from ncu_hf.evaluation.suites import paired_tests
 from ncu_hf.loading import load_clip
 from ncu_hf.publishing.card import write_results
@@ -29,7 +31,8 @@ class Evidence(NamedTuple):
     Attributes:
         assessments (`dict[str, Assessment]`): By side, `before` (not of a model from scratch) and `after`; empty
             without evaluation data, and on all processes but the first.
-        forget_sets (`dict[str, dict]`): The same, where the mismatches of the training pairs are known.
+        forget_sets (`dict[str, dict]`): The same and, in between, by phase for each but the last one, where the
+            mismatches of the training pairs are known.
         phases (`list[dict]`): `phase.json` of each phase.
         health (`DataHealth`): Records that could not be used, over all phases.
     """
@@ -52,21 +55,21 @@ def collect_evidence(
         sets (`list[EvaluationSet]`): What to measure on.
         device (`torch.device`): Where to compute.
     """
-    arguments = run.arguments
-    models = {"after": result}
-    if arguments.model.model is not None:
-        models = {"before": load_clip(run.reference.source, run.reference.revision), **models}
     assessments, forget_sets = {}, {}
-    for side, clip in models.items():
+    for name, clip in _models(run, result, outcomes):
         encoder = ClipEncoder(clip, run.reference.processor, device=device, cache=EmbeddingCache())
-        assessments[side] = assess(encoder, sets)
+        if name in SIDES:
+            assessments[name] = assess(encoder, sets)
         if isinstance(run.source, PairSource):
-            batch_size, seed = arguments.training.global_batch_size, arguments.training.seed
-            forget_sets[side] = assess_forget_set(
-                encoder, run.source, arguments.method, batch_size=batch_size, seed=seed
+            forget_sets[name] = assess_forget_set(
+                encoder,
+                run.source,
+                run.arguments.method,
+                batch_size=run.arguments.training.global_batch_size,
+                seed=run.arguments.training.seed,
             )
     phases = [read_json(outcome / "phase.json") for outcome in outcomes]
-    health = DataHealth(arguments.data.max_bad_fraction)
+    health = DataHealth(run.arguments.data.max_bad_fraction)
     health.merge(phase["data_health"] for phase in phases)
     return Evidence(
         {side: found for side, found in assessments.items() if found is not None},
@@ -76,9 +79,25 @@ def collect_evidence(
     )
 
 
+def _models(run: Run, result: CLIPModel, outcomes: list[Path]) -> Iterator[tuple[str, CLIPModel]]:
+    """What is measured, one model in memory at a time: the reference, the outcomes of the phases, the result.
+
+    The outcome of the last phase is the result. Outcomes in between only tell how well the forget set is found.
+    """
+    if run.arguments.model.model is not None:
+        yield "before", load_clip(run.reference.source, run.reference.revision)
+    if isinstance(run.source, PairSource) and run.source[0].mismatched is not None:
+        for outcome in outcomes[:-1]:
+            yield read_json(outcome / "phase.json")["name"], load_clip(outcome)
+    yield "after", result
+
+
 def write_evidence(run: Run, evidence: Evidence) -> dict[str, Any]:
-    """Write `results.json`, `data_health.json`, `plots/` and the card; returns the results."""
+    """Write `results.json`, `outcomes.safetensors`, `data_health.json`, `plots/` and the card; returns the results."""
     folder = run.workspace.folder
+    if evidence.assessments:
+        measured = {side: assessment.measured for side, assessment in evidence.assessments.items()}
+        save_outcomes(folder / OUTCOMES_FILE, measured)
     results = _results(run, evidence)
     evidence.health.save(folder / "data_health.json")
     write_card(results, folder)

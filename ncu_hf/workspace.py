@@ -52,6 +52,7 @@ class Workspace:
     output_dir/                  the result: a plain CLIPModel, its processor, negative_prompt/, README.md (the card)
       run.json                   settings, compared when the run is resumed
       results.json               every number of the card
+      outcomes.safetensors       the outcome on each item of the sets, for paired tests
       data_health.json           records that could not be used, by reason
       plots/
       initial/                   a model from scratch, before training

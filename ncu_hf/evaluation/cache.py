@@ -1,9 +1,9 @@
 """Embeddings by content: what was encoded once is read the next time, by whichever metric asks.
 
 An entry is one safetensors file, named by the SHA-256 of all that determines its values: weights and configuration of
-the model, preprocessing, images or token ids, batch size, kind of device and libraries. So nothing has to be
-invalidated; a folder that has grown too large can be deleted. An entry holds the SHA-256 of its own values too: what a
-disk has damaged is encoded again.
+the model (for images, of its vision tower), preprocessing, images or token ids, batch size, kind of device and
+libraries. So nothing has to be invalidated; a folder that has grown too large can be deleted. An entry holds the
+SHA-256 of its own values too: what a disk has damaged is encoded again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
 
 
-def model_digest(model: CLIPModel) -> str:
+def model_digest(model: PreTrainedModel) -> str:
     """SHA-256 (hex) of the weights, name by name, and of the configuration of the function that they parametrise."""
     return _tensors_digest(model.state_dict(), digest(_function_config(model.config.to_dict())))
 

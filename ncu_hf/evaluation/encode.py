@@ -134,6 +134,11 @@ class ClipEncoder:
         """SHA-256 of the model, see `ncu_hf.evaluation.cache.model_digest`; it must not train in between."""
         return model_digest(self.model)
 
+    @functools.cached_property
+    def vision_digest(self) -> str:
+        """SHA-256 of the vision tower alone: images are kept by it, whatever becomes of texts and projections."""
+        return model_digest(self.model.vision_model)
+
     def encode_images(self, images: Sequence[StoredImage], stamp: str | None = None) -> EncodedImages:
         """Embed images; a few batches of them are in memory at a time.
 
@@ -146,10 +151,12 @@ class ClipEncoder:
             [`EncodedImages`].
         """
         if stamp is None or self.cache is None:
-            return self._encode_images(images)
+            pooled, faults = self._pool_images(images)
+            return EncodedImages(self._project(pooled), pooled, faults)
         key = self._key("images", {"images": stamp, "n": len(images), "transform": self._transform()})
-        tensors, faults = self._cached(key, lambda: self._to_cache(self._encode_images(images)))
-        return EncodedImages(tensors["embeds"], tensors["pooled"], {int(row): why for row, why in faults.items()})
+        tensors, notes = self._cached(key, lambda: self._to_cache(*self._pool_images(images)))
+        pooled, faults = tensors["pooled"], {int(row): why for row, why in notes.items()}
+        return EncodedImages(self._project(pooled), pooled, faults)
 
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Embed texts, each cut to the context of the model with its end token kept.
@@ -173,23 +180,29 @@ class ClipEncoder:
 
     # Encoding
 
-    def _encode_images(self, images: Sequence[StoredImage]) -> EncodedImages:
+    def _pool_images(self, images: Sequence[StoredImage]) -> tuple[Tensor, dict[int, str]]:
+        """Output of the vision tower (N, H), before the projection, and the faults by row."""
         batches = cut(range(len(images)), self.batch_size)
-        embeds, pooled, faults = [], [], {}
+        pooled, faults = [], {}
         with self._share(batches, "images") as (mine, progress):
             for batch in load_pixels(images, mine, self.processor.image_processor, self.workers):
-                features = self._vision(batch)
-                pooled.append(features.float().cpu())
-                embeds.append(_unit(self.model.visual_projection(features)))  # 0 stays 0: it has no bias
+                pooled.append(self._vision(batch).float().cpu())
                 faults |= batch.faults
                 progress.update(len(batch.rows))
         device = self.model.device
         shared = dict(pair for part in gather_json(list(faults.items()), device) for pair in part)
-        return EncodedImages(
-            gather_batches(embeds, batches, self.width, device),
-            gather_batches(pooled, batches, self.pooled_width, device),
-            dict(sorted(shared.items())),
-        )
+        return gather_batches(pooled, batches, self.pooled_width, device), dict(sorted(shared.items()))
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        """(N, H) -> unit vectors (N, D); 0 stays 0, since the projection has no bias."""
+        model = self.model
+        with evaluating(model):
+            # Copied: how a tensor lies in memory, which a file decides, would show in the last digits of a product.
+            parts = [
+                _unit(model.visual_projection(part.to(model.device, model.dtype, copy=True)))
+                for part in pooled.split(self.batch_size)
+            ]
+        return torch.cat(parts) if parts else torch.empty(0, self.width)
 
     def _vision(self, batch: PixelBatch) -> Tensor:
         """Pooled features (B, H) of one batch, in the model's precision; 0 where there is no image."""
@@ -258,7 +271,8 @@ class ClipEncoder:
         return stored, notes
 
     def _key(self, kind: str, what: dict[str, Any]) -> dict[str, Any]:
-        how = {"model": self.model_digest, "batch_size": self.batch_size, "device": self.model.device.type}
+        weights = self.vision_digest if kind == "images" else self.model_digest
+        how = {"model": weights, "batch_size": self.batch_size, "device": self.model.device.type}
         return {"version": ENCODER_VERSION, "kind": kind, "libraries": _libraries(), **how, **what}
 
     def _transform(self) -> str:
@@ -267,8 +281,8 @@ class ClipEncoder:
         return digest({"class": type(processor).__name__, "settings": processor.to_dict()})
 
     @staticmethod
-    def _to_cache(encoded: EncodedImages) -> Entry:
-        return {"embeds": encoded.embeds, "pooled": encoded.pooled}, {str(k): v for k, v in encoded.faults.items()}
+    def _to_cache(pooled: Tensor, faults: dict[int, str]) -> Entry:
+        return {"pooled": pooled}, {str(row): why for row, why in faults.items()}
 
 
 def _check_image_size(model: CLIPModel, processor: CLIPProcessor) -> None:

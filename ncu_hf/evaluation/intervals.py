@@ -12,6 +12,7 @@ from ncu_hf.errors import InputError
 
 Z_95 = 1.959963984540054
 BOUNDS = (0.025, 0.975)
+_CELLS = 2**18  # draws that are held in memory at a time
 
 
 def wilson_interval(hits: int, n: int, z: float = Z_95) -> list[float]:
@@ -113,11 +114,15 @@ def paired_mean_per_class(
     losses, _ = class_counts(labels, correct_a & ~correct_b)
     generator, rest = _generator(bootstrap, seed), numpy.maximum(counts - gains, 1)
     samples, swapped = numpy.empty(bootstrap), numpy.empty(bootstrap)
-    for index in range(bootstrap):
-        gained = generator.binomial(counts, gains / counts)
+    rows = max(1, _CELLS // len(counts))
+    for first in range(0, bootstrap, rows):
+        part = slice(first, min(first + rows, bootstrap))
+        size = (part.stop - first, len(counts))
+        gained = generator.binomial(counts, gains / counts, size=size)
         lost = generator.binomial(counts - gained, losses / rest)
-        samples[index] = ((gained - lost) / counts).mean()
-        swapped[index] = ((2 * generator.binomial(gains + losses, 0.5) - gains - losses) / counts).mean()
+        samples[part] = ((gained - lost) / counts).mean(axis=1)
+        tosses = generator.binomial(gains + losses, 0.5, size=size)
+        swapped[part] = ((2 * tosses - gains - losses) / counts).mean(axis=1)
     return float(((gains - losses) / counts).mean()), samples, swapped
 
 

@@ -44,6 +44,7 @@ class Measurement:
         numbers (`dict`): Plain values, ready for JSON.
         items (`ZeroShotItems` or `RetrievalItems`): The outcome on each item, for paired tests between models.
         distributions (`dict[str, Tensor]`, *optional*): Of retrieval: similarities, see `similarity_distributions`.
+        images (`str`): Stamp of the set's images: measurements of one stamp are of the same images in the same order.
     """
 
     group: str
@@ -51,6 +52,7 @@ class Measurement:
     numbers: dict[str, Any]
     items: ZeroShotItems | RetrievalItems
     distributions: dict[str, Tensor] | None = None
+    images: str = ""
 
     @property
     def similarity(self) -> dict[str, dict[str, float]]:
@@ -103,7 +105,11 @@ def measure_zero_shot(
         numbers["per_class"] = class_table(ranks, labels, labelled.classes)
         numbers["confusions"] = confusion_pairs(embeds, labels, weights, labelled.classes)
     return Measurement(
-        "zero_shot", labelled.origin.name, numbers | _described(encoded, labelled), ZeroShotItems(ranks, labels)
+        "zero_shot",
+        labelled.origin.name,
+        numbers | _described(encoded, labelled),
+        ZeroShotItems(ranks, labels),
+        images=labelled.origin.stamp,
     )
 
 
@@ -136,6 +142,7 @@ def measure_retrieval(encoder: ClipEncoder, captioned: CaptionedSet) -> Measurem
         summarise_ranks(ranks, groups) | _described(encoded, captioned),
         RetrievalItems(ranks, groups),
         similarity_distributions(images_there, texts_there[first], groups=image_groups),
+        captioned.origin.stamp,
     )
 
 

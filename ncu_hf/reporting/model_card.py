@@ -125,6 +125,7 @@ def _results_context(run: dict) -> dict[str, Any]:
         "linear_probe": markdown_table(run, PROBE),
         "probes": sections.probe_table(run.get("linear_probe", {})),
         "forget_set": markdown_table(run, FORGET_SET),
+        "forget_set_between": sections.forget_set_between(run.get("forget_set", {})),
         "similarity": sections.similarity_table(run.get("similarity", {})),
         "similarity_of": f" of {code(measured[0])}" if (measured := list(run.get("retrieval", {}))) else "",
         "forgets": forgets(run["method"]),

@@ -25,7 +25,8 @@ run = {
   "paired": [{"group": "zero_shot", "set": "cifar10", "metric": "accuracy", "difference": 0.03, "interval": [..],
               "test": "McNemar...", "p_value": 0.01, "n": 10000}, ...],   # after against before on the same items
   "similarity": {"before": S, "after": S},               # S: ncu_hf.evaluation.similarity.summarise_similarity
-  "forget_set": {"before": F, "after": F},               # F: ncu_hf.evaluation.detection.forget_set_metrics
+  "forget_set": {"before": F, "negative_prompt": F, "after": F},   # F: ncu_hf.evaluation.detection.forget_set_metrics;
+                                        # in between by phase, for the outcome of each but the last
   "forget_summary": {...},              # optional: ncu_hf.reporting.forgetting.forget_summary, told without forget_set
   "plots": {"losses": "plots/losses.png", "similarities": "plots/similarities.png"},   # relative to the card
   "prompt": {"folder": "negative_prompt", "length": 8},  # optional: a negative prompt lies beside the model

@@ -133,6 +133,16 @@ def _notes(run: dict, name: str, data: dict, numbers: dict) -> list[str]:
     return notes
 
 
+def forget_set_between(found: dict) -> str:
+    """What the outcomes of the phases but the last say of the forget set."""
+    return " ".join(
+        f"After the phase {plain(phase)}: AUROC {100 * numbers['auroc']:.1f}, precision "
+        f"{100 * numbers['precision']:.1f}."
+        for phase, numbers in found.items()
+        if phase not in SIDES
+    )
+
+
 def forget_summary_table(summary: dict) -> str:
     """Mean clean confidence of forgotten and retained pairs, at the first and last line of the log."""
     labels = {"forget": "forget set", "retain": "retained pairs"}

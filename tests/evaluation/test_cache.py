@@ -59,6 +59,18 @@ def test_a_second_metric_encodes_nothing(tiny, cache, monkeypatch):
     assert all(re.fullmatch(r"[0-9a-f]{64}\.safetensors", name) for name in files(cache)) and len(files(cache)) == 2
 
 
+def test_another_text_tower_and_projection_read_the_same_images(tiny, cache):
+    ClipEncoder(*tiny, cache=cache).encode_images(pictures(3), "stamp")
+    other = copy.deepcopy(tiny[0])
+    with torch.no_grad():
+        other.visual_projection.weight.mul_(torch.linspace(0.5, 2, 32)[:, None])
+        other.text_model.final_layer_norm.weight += 1
+    found = ClipEncoder(other, tiny[1], cache=cache).encode_images(Unreadable(range(3)), "stamp")
+    expected = ClipEncoder(other, tiny[1]).encode_images(pictures(3))
+    assert torch.equal(found.embeds, expected.embeds) and torch.equal(found.pooled, expected.pooled)
+    assert len(files(cache)) == 1
+
+
 def test_faults_are_kept(tiny, cache, png):
     images = [png(0), b"broken", png(1)]
     found = [ClipEncoder(*tiny, cache=cache).encode_images(images, "stamp") for _ in range(2)]
@@ -76,7 +88,7 @@ def test_whatever_changes_the_values_changes_the_entry(tiny, cache):
     ClipEncoder(model, processor, cache=cache).encode_images(pictures(2), "stamp")
     other = copy.deepcopy(model)
     with torch.no_grad():
-        other.visual_projection.weight[0, 0] += 1e-6
+        other.vision_model.post_layernorm.weight[0] += 1e-6
     sharper = copy.deepcopy(processor)
     sharper.image_processor.image_mean = [0.5, 0.5, 0.5]
     encoders = [
@@ -166,7 +178,7 @@ def test_a_broken_entry_is_encoded_again(tiny, cache, damage, caplog):
     assert torch.equal(encoder.encode_images(pictures(2), "stamp").embeds, expected.embeds)
     assert "encoded again" in caplog.text
     with safe_open(path, framework="pt") as file:
-        assert set(file.keys()) == {"embeds", "pooled"}
+        assert set(file.keys()) == {"pooled"}
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tiny, tmp_path, caplog):

@@ -382,3 +382,11 @@ def test_numbers_that_are_not_finite_are_not_told(run, render, value):
     text = render({**run, **{group: broken(run[group]) for group in MEASURED}})
     assert headings(text) == [*SECTIONS[:2], "Checked after the upload", *SECTIONS[2:], *ENDS]
     assert "model-index" not in text
+
+
+def test_the_forget_set_after_the_first_phase_is_told(run, render):
+    assert "After the phase" not in render(run)
+    before, after = run["forget_set"]["before"], run["forget_set"]["after"]
+    between = {**before, "auroc": 0.876, "precision": 0.5}
+    told = render({**run, "forget_set": {"before": before, "negative_prompt": between, "after": after}})
+    assert "After the phase negative_prompt: AUROC 87.6, precision 50.0." in told

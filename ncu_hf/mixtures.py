@@ -1,0 +1,35 @@
+"""Measure models between the reference and the result of a run, on what the run was measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ncu_hf.assessment import assess
+from ncu_hf.checkpoint import write_json
+from ncu_hf.cli import Arguments
+from ncu_hf.evaluation import ClipEncoder
+from ncu_hf.interpolation import MIXTURES_FILE, interpolate, weight_key
+from ncu_hf.loading import load_clip, load_processor
+from ncu_hf.opening import open_evaluation_sets
+
+
+def measure_mixtures(arguments: Arguments, folder: Path, models: Sequence[str], weights: Sequence[float]) -> None:
+    """Write `interpolation.json`: what each mixture achieves, by its weight; no model is kept.
+
+    Args:
+        arguments (`Arguments`): Of the run that made the result; they name the sets.
+        folder (`Path`): Output; made.
+        models (`Sequence[str]`): Reference and result: folders or Hub ids.
+        weights (`Sequence[float]`): Of the result.
+    """
+    reference, result = map(load_clip, models)
+    processor = load_processor(models[1], result)
+    sets = open_evaluation_sets(arguments.data)
+    numbers = {}
+    for weight in weights:
+        encoder = ClipEncoder(interpolate(reference, result, weight), processor, device=arguments.training.device)
+        assessment = assess(encoder, sets)
+        numbers[weight_key(weight)] = {} if assessment is None else assessment.numbers
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / MIXTURES_FILE, {"weights": numbers})
