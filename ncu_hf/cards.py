@@ -129,13 +129,14 @@ def _base_model(run: Run) -> dict[str, Any]:
 
 def _describe_data(run: Run) -> dict[str, Any]:
     data, described = run.arguments.data, run.source.description
+    noise = {f"noise_{name}": value for name, value in described.get("noise", {}).items()}
     return {
         "description": f"{described['name']} ({described['format']})",
         "hub_id": described["name"] if described["revision"] or described["format"] == "hub" else None,
         "revision": described["revision"],
         "n_pairs": described["rows"],
         "subset": described.get("subset"),
-        "noise_share": data.noise_share or None,
+        **noise,
         "augmentation": _augmentation(run),
         "eval_description": data.eval_data,
     }

@@ -132,9 +132,20 @@ class DataArguments:
     )
     eval_limit: int | None = field(default=None, metadata={"help": "Use only the first so many evaluation pairs."})
     noise_share: float = field(
-        default=0.0, metadata={"help": "Share of training pairs whose captions are shuffled, to study known noise."}
+        default=0.0, metadata={"help": "Share of training pairs whose captions are made wrong, to study known noise."}
     )
-    noise_seed: int = field(default=0, metadata={"help": "Seed of that shuffle."})
+    noise_seed: int = field(default=0, metadata={"help": "Seed of which pairs, and of what they get."})
+    noise_kind: str = field(
+        default="shuffled",
+        metadata={
+            "help": "What they get: captions of each other (shuffled), of the same class or nearly the same words "
+            "(hard), a web text that fits no image (generic), or words of another caption for a part (partial)."
+        },
+    )
+    noise_class_column: str | None = field(
+        default=None,
+        metadata={"help": "Column, or json field of tars, with the class of a pair, for --noise_kind hard."},
+    )
     random_crop: bool = field(
         default=True, metadata={"help": "RandomResizedCrop of the training images (released code); else centre crop."}
     )
@@ -151,6 +162,10 @@ class DataArguments:
         for name, value in (("noise_share", self.noise_share), ("max_bad_fraction", self.max_bad_fraction)):
             if not 0 <= value <= 1:
                 raise InputError(f"--{name} is a share between 0 and 1, got {value}.")
+        for name in ("noise_kind", "noise_class_column"):
+            value = getattr(self, name)
+            if not self.noise_share and value != getattr(DataArguments, name):
+                raise InputError(f"--{name} {value} changes no caption without --noise_share; give that too, e.g. 0.3.")
         for name in ("train_pairs", "train_limit", "eval_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -89,7 +89,7 @@ def run_demo(arguments: Arguments, scenes: SceneArguments) -> dict[str, Any]:
     train, evaluation = _draw(arguments, scenes, folder / "data")
     arguments.data.train_data, arguments.data.eval_data = str(train), str(evaluation)
     attributes = partial(attribute_sets, evaluation)
-    noise = f"{arguments.data.noise_share:.0%} of them with shuffled captions"
+    noise = f"{arguments.data.noise_share:.0%} of them with wrong captions ({arguments.data.noise_kind})"
     print_once(arguments, f"Reference CLIP, from scratch, on {scenes.train_scenes} pairs, {noise}")
     run(_reference_arguments(arguments, scenes, folder / "reference"), attributes)
     print_once(arguments, f"\nFine-tuning of the reference: --method {arguments.method.method}")

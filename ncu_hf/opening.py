@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ncu_hf.config import DataArguments
-from ncu_hf.data import PairSource, RemoteData, StreamSource, check_readable, find_remote, open_pairs
+from ncu_hf.data import Noise, PairSource, RemoteData, StreamSource, check_readable, find_remote, open_pairs
 from ncu_hf.data.files import public_address
 from ncu_hf.distributed import gather_json, local_first, world
 from ncu_hf.errors import InputError, TrainingStopped
@@ -40,6 +40,7 @@ def open_training_pairs(
     """
     if data.train_data is None:
         raise InputError("Give the pairs to train on: --train_data.")
+    Noise(data.noise_share, data.noise_seed, data.noise_kind, data.noise_class_column)  # before a server is asked
     place = {
         "split": data.split,
         "revision": revision or data.data_revision,
@@ -61,6 +62,8 @@ def open_training_pairs(
             total_rows=data.train_pairs,
             noise_share=data.noise_share,
             noise_seed=data.noise_seed,
+            noise_kind=data.noise_kind,
+            noise_class_column=data.noise_class_column,
             caption_tokenizer=data.caption_tokenizer,
         )
     if isinstance(source, StreamSource):

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from ncu_hf.cli import Arguments, parse_arguments, run_main
 from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.data import usable_captions
+from ncu_hf.data.ground_truth import keep_injected_noise
 from ncu_hf.distributed import barrier
 from ncu_hf.evaluation import CaptionedSet, EvaluationSet, LabelledSet
 from ncu_hf.evidence import collect_evidence, summary, write_evidence
@@ -90,6 +91,7 @@ def run(arguments: Arguments, labelled_sets: LabelledSets | None = None) -> dict
         sets += [labelled for one in sets if one.origin.name == HELD_OUT for labelled in labelled_sets(one)]
     if arguments.training.should_save:
         workspace.open(arguments, source.fingerprint, source.revision)
+        keep_injected_noise(source, workspace.folder)
         if arguments.model.model is None:
             save_initial(reference)
     barrier()

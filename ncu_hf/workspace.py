@@ -16,6 +16,8 @@ from ncu_hf.errors import InputError
 
 _RUN_FILE = "run.json"
 _FINGERPRINT, _COMMIT = "data_fingerprint", "data_commit"
+# Settings that runs of earlier releases do not name, with the value that they had.
+_NEW_SETTINGS = {"noise_kind": "shuffled", "noise_class_column": None}
 # Settings of the trainer that change what is learned; a resumed run must have them as they were.
 LEARNING_SETTINGS = [
     "seed",
@@ -54,6 +56,7 @@ class Workspace:
       results.json               every number of the card
       outcomes.safetensors       the outcome on each item of the sets, for paired tests
       data_health.json           records that could not be used, by reason
+      injected_noise.parquet     with --noise_share: the pairs that were chosen, with both captions
       plots/
       initial/                   a model from scratch, before training
       phases/<phase>/            checkpoint-<step>/ and, once the phase is complete, final/
@@ -147,6 +150,7 @@ class Workspace:
         if not path.is_file():
             raise InputError(f"--resume_from_checkpoint: {self.folder} holds no run ({_RUN_FILE} is missing).")
         earlier = read_json(path)
+        earlier = _NEW_SETTINGS | earlier
         changed = [key for key in settings if key not in earlier or earlier[key] != settings[key]]
         if changed:
             listed = ", ".join(f"{key} was {earlier.get(key)!r}, is {settings[key]!r}" for key in changed[:5])

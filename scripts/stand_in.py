@@ -32,7 +32,7 @@ from transformers import CLIPTokenizer
 
 from ncu_hf.checkpoint import write_atomically, write_json
 from ncu_hf.cli import run_main
-from ncu_hf.data.noise import shuffle_captions
+from ncu_hf.data.noise import Noise, inject_noise
 from ncu_hf.data.scenes import ATTRIBUTES, Scene, draw_scene
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation.sets.class_names import NAMES_FILE, TEMPLATES_FILE
@@ -92,7 +92,7 @@ def write_stand_in(folder: Path, *, pairs: int, images: int, noise_share: float,
         InputError: `noise_share` is no share.
     """
     scenes = draw(seed, pairs)
-    captions, mismatched = shuffle_captions([scene.caption for scene in scenes], noise_share, seed)
+    captions, mismatched, _ = inject_noise([scene.caption for scene in scenes], Noise(noise_share, seed))
     tokenizer = train_tokenizer(captions, vocab_size=VOCABULARY, context=PRESETS["tiny"].context)
     tokenizer.save_pretrained(folder / "tokenizer")
     for name in TARS:

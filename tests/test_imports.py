@@ -24,7 +24,6 @@ ALLOWED = {
     "adapters": set(),
     "low_rank": set(),
     "modeling": {"adapters", "low_rank"},
-    "modeling": {"adapters"},
     "interpolation": set(),
     "config": set(),
     "cli": {"config", "distributed"},

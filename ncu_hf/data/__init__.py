@@ -5,7 +5,7 @@ from ncu_hf.data.collator import PairCollator
 from ncu_hf.data.decoding import clean_caption, decode_image
 from ncu_hf.data.health import DataHealth, TooManyBadRecords
 from ncu_hf.data.loader.pair_loader import PairLoader
-from ncu_hf.data.noise import shuffle_captions
+from ncu_hf.data.noise import NOISE_KINDS, Noise, inject_noise
 from ncu_hf.data.partners import PartneredCollator
 from ncu_hf.data.records import BadRecord, Located, PairSource, Record, Skipped
 from ncu_hf.data.sources.open import check_readable, open_pairs, usable_captions
@@ -16,10 +16,12 @@ from ncu_hf.data.transforms import ImageTransform, normalize
 
 __all__ = [
     "KNOWN_SETS",
+    "NOISE_KINDS",
     "BadRecord",
     "DataHealth",
     "ImageTransform",
     "Located",
+    "Noise",
     "PairCollator",
     "PairLoader",
     "PairSource",
@@ -34,8 +36,8 @@ __all__ = [
     "clean_caption",
     "decode_image",
     "find_remote",
+    "inject_noise",
     "normalize",
     "open_pairs",
-    "shuffle_captions",
     "usable_captions",
 ]

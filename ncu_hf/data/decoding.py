@@ -93,7 +93,7 @@ def decode_image(image: bytes | str | os.PathLike[str] | None, min_side: int | N
         BadRecord: `missing_image`, `missing_file`, `unreadable_file`, `empty_image`, `undecodable`, `truncated` or
             `too_large`.
     """
-    data = _image_bytes(image)
+    data = read_image(image)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # e.g. corrupt EXIF: handled, or counted, below
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -107,8 +107,12 @@ def decode_image(image: bytes | str | os.PathLike[str] | None, min_side: int | N
             raise BadRecord("truncated" if _means_truncated(error) else "undecodable") from error
 
 
-def _image_bytes(image: Any) -> bytes:
-    """Encoded image in memory, at most `MAX_IMAGE_BYTES`."""
+def read_image(image: Any) -> bytes:
+    """Encoded image in memory, at most `MAX_IMAGE_BYTES`.
+
+    Raises:
+        BadRecord: see [`decode_image`]; nothing is decoded here.
+    """
     if image is None or (isinstance(image, str) and not image):  # an array would compare element by element
         raise BadRecord("missing_image")
     if isinstance(image, (str, os.PathLike)):

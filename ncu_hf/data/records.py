@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ncu_hf.errors import InputError
+
 
 class BadRecord(Exception):
     """A record that cannot be used. `reason` is one short word, e.g. `"truncated"`; health reports count by it."""
@@ -88,6 +90,18 @@ class PairSource(ABC):
     def captions(self) -> list[Any]:
         """All captions as stored, in order (no image is read where the format allows it)."""
         return [self[i].caption for i in range(len(self))]
+
+    def keys(self) -> list[str]:
+        """Keys of all records, in order (no image is read where the format allows it)."""
+        return [self[i].key for i in range(len(self))]
+
+    def classes(self) -> list[str]:
+        """Class of every record, in order; what is missing is a class too.
+
+        Raises:
+            InputError: the source was not opened with a column of classes, or has no columns.
+        """
+        raise InputError(f"--noise_class_column: {self.name} ({self.format}) has no columns.")
 
     @property
     def description(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from ncu_hf.data.noise import shuffle_captions
+from ncu_hf.data.noise import Noise, inject_noise
 from ncu_hf.errors import InputError
 
 _Color = tuple[int, int, int]
@@ -360,7 +360,7 @@ def write_scenes(
         seed (`int`): Seed of the scenes.
         size (`int`, *optional*, defaults to 64): Width and height of the images, in pixels.
         noise_share (`float`, *optional*, defaults to 0.0): Share of the pairs whose captions are shuffled among
-            themselves, see [`~ncu_hf.data.noise.shuffle_captions`].
+            themselves, see [`~ncu_hf.data.noise.inject_noise`].
         noise_seed (`int`, *optional*): Seed of the noise; `seed` if not given.
 
     Returns:
@@ -373,9 +373,8 @@ def write_scenes(
     if count < 1:
         raise InputError(f"number of scenes: {count}. Give at least 1.")
     scenes = [draw_scene(seed, index, size) for index in range(count)]
-    captions, mismatched = shuffle_captions(
-        [scene.caption for scene in scenes], noise_share, seed if noise_seed is None else noise_seed
-    )
+    noise = Noise(noise_share, seed if noise_seed is None else noise_seed)
+    captions, mismatched, _ = inject_noise([scene.caption for scene in scenes], noise)
     columns = {
         "key": [scene.key for scene in scenes],
         "image": [_png(scene.image) for scene in scenes],

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from ncu_hf.data.ground_truth import INJECTED_NOISE
 from ncu_hf.data.network.http_client import Fault
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.evaluation.outcomes import OUTCOMES_FILE
@@ -17,10 +18,10 @@ from ncu_hf.publishing.card import RESULTS, name_repository
 from ncu_hf.publishing.settings import HubSettings
 from ncu_hf.reporting.hub_results import EVAL_RESULTS, PREFIX
 
-# The settings name folders of this machine, outcomes on single items are for comparisons here; checkpoints and the
-# model before training stay here, and so do hidden files, apart from the evaluation results, which the Hub wants in a
-# hidden folder.
-_LOCAL_FILES = ("run.json", OUTCOMES_FILE)
+# The settings name folders of this machine, outcomes on single items are for comparisons here, captions are data of
+# others; checkpoints and the model before training stay here, and so do hidden files, apart from the evaluation
+# results, which the Hub wants in a hidden folder.
+_LOCAL_FILES = ("run.json", OUTCOMES_FILE, INJECTED_NOISE)
 _LOCAL_FOLDERS = ("phases", "initial")
 # What an earlier run left under these paths does not belong to this model; it stays in the history.
 _REPLACED = ("negative_prompt/", "plots/", f"{EVAL_RESULTS}/{PREFIX}")

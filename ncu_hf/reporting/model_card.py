@@ -169,7 +169,7 @@ def _data_lines(data: dict) -> list[str]:
     if "n_pairs" in data:
         lines.append(f"Training pairs: {data['n_pairs']:,}")
     if data.get("noise_share", 0) > 0:
-        lines.append(f"Captions shuffled on purpose among {100 * data['noise_share']:.0f} % of them")
+        lines.append(_noise_line(data))
     if "hub_id" in data:
         lines.append(f"Data set: {hub_link(data['hub_id'], data.get('revision'))}")
     if "revision" in data:
@@ -181,6 +181,24 @@ def _data_lines(data: dict) -> list[str]:
         words = [augmentation] if isinstance(augmentation, str) else augmentation
         lines.append(f"Preprocessing in training: {'; '.join(map(plain, words))}")
     return lines
+
+
+def _noise_line(data: dict) -> str:
+    kind, share = data.get("noise_kind", "shuffled"), f"{100 * data['noise_share']:g} % of them"
+    replaced = f"In {share} the caption was replaced on purpose by"
+    if kind == "hard" and "noise_class_column" in data:
+        done = f"{replaced} another one of the same {code(data['noise_class_column'])}"
+    elif kind == "hard":
+        done = f"{replaced} another one that shares words with it"
+    elif kind == "generic":
+        done = f"{replaced} a generic web text"
+    elif kind == "partial":
+        done = f"In {share} a part of the caption was replaced on purpose by words of another one"
+    else:
+        done = f"Captions shuffled on purpose among {share}"
+    if "noise_mismatched" not in data:
+        return done
+    return f"{done} (noise {code(kind)}, seed {data['noise_seed']}): {data['noise_mismatched']:,} pairs do not match"
 
 
 def _subset_line(subset: dict) -> str:

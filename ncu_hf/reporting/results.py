@@ -11,7 +11,9 @@ run = {
   "hub_revision": "v2",                 # optional: branch or tag that it is published on, if not the main one
   "license": "mit",                     # optional: only if known
   "language": "en",                     # optional, or a list
-  "data": {"description": "...", "hub_id": "...", "revision": "...", "n_pairs": 10000, "noise_share": 0.3,
+  "data": {"description": "...", "hub_id": "...", "revision": "...", "n_pairs": 10000,
+           "noise_share": 0.3, "noise_kind": "hard", "noise_class_column": "class", "noise_seed": 0,
+           "noise_chosen": 3000, "noise_mismatched": 2998,      # captions that were made wrong on purpose
            "subset": {"share": 0.5, "seed": 0, "shards": 288},   # or "count" for "share", "rows" for "shards"
            "augmentation": ["images cropped at random", ...],   # preprocessing of the training pairs
            "eval_description": "...", "eval_hub_id": "...", "eval_revision": "..."},   # all but description optional

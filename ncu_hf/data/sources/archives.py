@@ -21,7 +21,7 @@ from ncu_hf.data.shards.tar_samples import (
     json_fields,
 )
 from ncu_hf.data.sources.tables import MISMATCHED_COLUMN, parse_truth
-from ncu_hf.errors import InputError
+from ncu_hf.errors import InputError, nearest
 
 _NONE = Place(0, -1)  # of a member that is not there
 
@@ -36,6 +36,7 @@ class TarSource(PairSource):
         name (`str`): What the user named.
         image_column, caption_column (`str`): See [`TarLayout`].
         caption_bytes (`int`, *optional*): Most that is read of a caption member.
+        class_column (`str`, *optional*): Field of the `.json` with the class of a sample.
     """
 
     format = "webdataset"
@@ -47,8 +48,10 @@ class TarSource(PairSource):
         image_column: str,
         caption_column: str,
         caption_bytes: int = MAX_CAPTION_BYTES + 1,
+        class_column: str | None = None,
     ):
         self.name, self.problems, self._paths, self._caption_bytes = name, [], paths, caption_bytes
+        self._class_column = class_column
         self._layout = TarLayout(image_column, caption_column)
         self.fingerprint = fingerprint_text(fingerprint_files(paths), image_column, caption_column)
         keys, places, tars = [], [], []
@@ -81,6 +84,11 @@ class TarSource(PairSource):
         fields = self._json(path, sample.members.get("json", _NONE))
         self._has_truth = MISMATCHED_COLUMN in fields
         self._layout.check(str(path), sample.members, fields)
+        if self._class_column is not None and self._class_column not in fields:
+            raise InputError(
+                f"{path}: no json field {self._class_column!r} in the first sample (--noise_class_column)."
+                f"{nearest(self._class_column, fields)} Fields: {', '.join(fields) or 'none'}."
+            )
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -109,6 +117,15 @@ class TarSource(PairSource):
 
     def captions(self) -> list[Any]:
         return [self._caption_at(i) for i in range(len(self))]
+
+    def keys(self) -> list[str]:
+        return [self.key_at(i) for i in range(len(self))]
+
+    def classes(self) -> list[str]:
+        if self._class_column is None:
+            return super().classes()
+        places = zip(self._tars.tolist(), self._places[:, 4:].tolist(), strict=True)
+        return [str(self._json(self._paths[tar], place).get(self._class_column)) for tar, place in places]
 
 
 def _read(path: Path, place: tuple[int, int], limit: int) -> bytes | None:

@@ -31,17 +31,18 @@ class FolderSource(PairSource):
     Args:
         folder (`Path`): The folder.
         image_column, caption_column (`str`): Columns of the metadata.
+        class_column (`str`, *optional*): Its column of the pairs' classes.
     """
 
     format = "folder"
 
-    def __init__(self, folder: Path, image_column: str, caption_column: str):
+    def __init__(self, folder: Path, image_column: str, caption_column: str, class_column: str | None = None):
         self.name, self.problems, self._folder = folder.name, [], folder
         metadata = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
         if len(metadata) > 1:
             raise InputError(f"{folder}: both {' and '.join(METADATA_FILES)} exist. Keep one.")
         if metadata:
-            self._columns, self._rows = _read_metadata(metadata[0], image_column, caption_column)
+            self._columns, self._rows = _read_metadata(metadata[0], image_column, caption_column, class_column)
             self.fingerprint = fingerprint_text(fingerprint_files(metadata), *self._columns.names)
         else:
             self._columns, self._rows = None, [{FILE_NAME: name} for name in _image_files(folder)]
@@ -68,6 +69,16 @@ class FolderSource(PairSource):
         path = self._folder / row[FILE_NAME]
         return Record(row[FILE_NAME], str(path), _read_caption(path.with_suffix(".txt")))
 
+    def keys(self) -> list[str]:
+        if self._columns is None:
+            return [row[FILE_NAME] for row in self._rows]
+        return [self._columns.key_of(row, str(row[self._columns.image])) for row in self._rows]
+
+    def classes(self) -> list[str]:
+        if self._columns is None or self._columns.classes is None:
+            return super().classes()
+        return [str(row[self._columns.classes]) for row in self._rows]
+
     def shard_of(self, index: int) -> str:
         return self.name
 
@@ -91,7 +102,9 @@ def _image_files(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _read_metadata(path: Path, image_column: str, caption_column: str) -> tuple[Columns, list[dict[str, Any]]]:
+def _read_metadata(
+    path: Path, image_column: str, caption_column: str, class_column: str | None
+) -> tuple[Columns, list[dict[str, Any]]]:
     """Columns in use and rows (those columns only)."""
     rows = list(_csv_rows(path) if path.suffix == ".csv" else _json_rows(path))
     existing = list(dict.fromkeys(name for row in rows for name in row))
@@ -99,10 +112,10 @@ def _read_metadata(path: Path, image_column: str, caption_column: str) -> tuple[
         raise InputError(f"{path}: the data is empty (0 rows).")
     if image_column == DEFAULT_IMAGE and image_column not in existing:
         image_column = FILE_NAME
-    others = [name for name in existing if name != image_column]
+    others = [name for name in existing if name not in (image_column, class_column)]
     if caption_column == DEFAULT_CAPTION and caption_column not in existing and len(others) == 1:
         caption_column = others[0]
-    columns = Columns.find(str(path), existing, image_column, caption_column)
+    columns = Columns.find(str(path), existing, image_column, caption_column, class_column)
     return columns, [{name: row.get(name) for name in columns.names} for row in rows]
 
 

@@ -136,13 +136,14 @@ def open_hub(
     image_column: str,
     caption_column: str,
     image_root: Path | None,
+    class_column: str | None = None,
 ) -> TableSource:
     """Download a data set of the Hub and open it as a table."""
     commit = hub_commit(repo, revision)
     # `datasets` fetches every split of a configuration, and shows nothing of it here.
     logger.info("%s: all its splits are downloaded to %s, if not there yet.", repo, datasets.config.HF_DATASETS_CACHE)
     table = load(path=repo, name=config, split=split, revision=commit)
-    columns = Columns.find(repo, table.column_names, image_column, caption_column)
+    columns = Columns.find(repo, table.column_names, image_column, caption_column, class_column)
     return TableSource(
         undecoded(table.select_columns(columns.names), columns.image),
         columns,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ncu_hf.data.decoding import clean_caption, decode_image
+from ncu_hf.data.noise import Noise
 from ncu_hf.data.records import BadRecord, PairSource, Record, Skipped
 from ncu_hf.data.shards.base import BEGINNING, Shard, StoredRow
 from ncu_hf.data.shards.tar_samples import DEFAULT_CAPTION, DEFAULT_IMAGE, json_fields
@@ -17,13 +18,14 @@ from ncu_hf.data.sources.archives import TarSource
 from ncu_hf.data.sources.folders import FolderSource
 from ncu_hf.data.sources.hub import open_hub
 from ncu_hf.data.sources.locate import is_url, locate, resolve, single
+from ncu_hf.data.sources.noisy import NoisyCaptions
 from ncu_hf.data.sources.open_streams import stream_files, stream_remote
 from ncu_hf.data.sources.remote import RemoteData, find_remote
 from ncu_hf.data.sources.stored import Stored
 from ncu_hf.data.sources.stream_source import FIRST_SHARDS, StreamSource
 from ncu_hf.data.sources.subset import Subset, take_subset, take_subset_of_stream
 from ncu_hf.data.sources.tables import TableSource, open_csv, open_parquet
-from ncu_hf.data.sources.views import ShuffledCaptions, first_records, is_usable
+from ncu_hf.data.sources.views import first_records, is_usable
 from ncu_hf.data.token_captions import caption_decoder
 from ncu_hf.errors import InputError
 
@@ -51,6 +53,8 @@ def open_pairs(
     subset_seed: int = 0,
     noise_share: float = 0.0,
     noise_seed: int = 0,
+    noise_kind: str = Noise.kind,
+    noise_class_column: str | None = None,
     streaming: bool | None = None,
     total_rows: int | None = None,
     timeout: float = DATA_TIMEOUT,
@@ -78,9 +82,12 @@ def open_pairs(
         subset (`str`, *optional*): Take a random part only: a share (`"0.5"`, `"50%"`) or a number of pairs
             (`"500000"`), see [`take_subset`] and [`take_subset_of_stream`].
         subset_seed (`int`, *optional*, defaults to 0): Seed of that choice.
-        noise_share (`float`, *optional*, defaults to 0): Shuffle the captions of this share of the pairs
-            ([`shuffle_captions`]); records then carry `mismatched`.
+        noise_share (`float`, *optional*, defaults to 0): Make the captions of this share of the pairs wrong
+            ([`Noise`]); records then carry `mismatched`.
         noise_seed (`int`, *optional*, defaults to 0): Seed of that choice.
+        noise_kind (`str`, *optional*, defaults to `"shuffled"`): In which way they are wrong.
+        noise_class_column (`str`, *optional*): Column of a table, or field of the `.json` member, with the class of a
+            pair, for the kind `hard`.
         streaming (`bool`, *optional*): Read tars, parquet files and Hub data forwards, without an index or a local
             copy. By default known sets are; URLs always are, csv files and folders never.
         total_rows (`int`, *optional*): Rows of a stream as a whole, if the user knows better than its card.
@@ -99,6 +106,7 @@ def open_pairs(
         TrainingStopped: a server does not answer.
     """
     chosen = None if subset is None else Subset.parse(subset, subset_seed)
+    noise = Noise(noise_share, noise_seed, noise_kind, noise_class_column)
     root = None if image_root is None else Path(image_root)
     stored = Stored(image_column, caption_column, delimiter, root, caption_tokenizer)
     asked = {"--train_pairs": total_rows, "--data_revision": revision, "--data_config": config}
@@ -119,9 +127,11 @@ def open_pairs(
         return stream if chosen is None else take_subset_of_stream(stream, chosen)
     if kind == "hub":
         del asked["--data_revision"], asked["--data_config"]
-        source: PairSource = open_hub(named.spec, split, revision, config, *stored.names, stored.image_root)
+        source: PairSource = open_hub(
+            named.spec, split, revision, config, *stored.names, stored.image_root, noise_class_column
+        )
     else:
-        source = _open_files(kind, name, paths, stored)
+        source = _open_files(kind, name, paths, stored, noise_class_column)
     _tell_unused(source, {**asked, "--streaming": streaming})
     if stored.caption_tokenizer is not None:
         _decode_captions(source, stored.caption_tokenizer)
@@ -129,18 +139,19 @@ def open_pairs(
         source = first_records(source, limit)
     if chosen is not None:
         source = take_subset(source, chosen)
-    return ShuffledCaptions(source, noise_share, noise_seed) if noise_share else source
+    return NoisyCaptions(source, noise) if noise.share else source
 
 
-def _open_files(kind: str, name: str, paths: list[Path], stored: Stored) -> PairSource:
+def _open_files(kind: str, name: str, paths: list[Path], stored: Stored, class_column: str | None) -> PairSource:
     """Files on this machine, indexed."""
     if kind == "csv":
-        return open_csv(single(name, paths), *stored.names, _unescape(stored.delimiter), stored.image_root)
+        delimiter = _unescape(stored.delimiter)
+        return open_csv(single(name, paths), *stored.names, delimiter, stored.image_root, class_column)
     if kind == "parquet":
-        return open_parquet(paths, name, *stored.names, stored.image_root)
+        return open_parquet(paths, name, *stored.names, stored.image_root, class_column)
     if kind == "webdataset":
-        return TarSource(paths, name, *stored.names)
-    return FolderSource(single(name, paths), *stored.names)
+        return TarSource(paths, name, *stored.names, class_column=class_column)
+    return FolderSource(single(name, paths), *stored.names, class_column)
 
 
 def _tell_unused(source: PairSource, given: dict[str, Any]) -> None:

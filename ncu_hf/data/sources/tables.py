@@ -34,6 +34,8 @@ LOAD_ERRORS = (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeEr
 class Columns:
     """Which columns of a table hold what. `key` and `mismatched` are None where the table has no such column.
 
+    `classes` is the column of the pairs' classes, None where nobody asks for them.
+
     `decode_caption` turns a caption that is stored as token ids into text (see [`caption_decoder`]).
     """
 
@@ -42,36 +44,44 @@ class Columns:
     key: str | None = None
     mismatched: str | None = None
     decode_caption: Callable[[Any], Any] | None = None
+    classes: str | None = None
 
     @classmethod
-    def find(cls, where: str, existing: list[str], image: str, caption: str) -> Columns:
+    def find(cls, where: str, existing: list[str], image: str, caption: str, classes: str | None = None) -> Columns:
         """Check the names that the user gave against those that exist.
 
         Raises:
             InputError: names the missing column, the nearest existing one and all existing ones.
         """
-        for flag, name in (("--image_column", image), ("--caption_column", caption)):
-            if name not in existing:
+        flags = {"--image_column": image, "--caption_column": caption, "--noise_class_column": classes}
+        for flag, name in flags.items():
+            if name is not None and name not in existing:
                 raise InputError(
                     f"{where}: no column {name!r} ({flag}).{nearest(name, existing)} Columns: {', '.join(existing)}."
                 )
         key = next((name for name in KEY_COLUMNS if name in existing), None)
-        return cls(image, caption, key, MISMATCHED_COLUMN if MISMATCHED_COLUMN in existing else None)
+        mismatched = MISMATCHED_COLUMN if MISMATCHED_COLUMN in existing else None
+        return cls(image, caption, key, mismatched, classes=classes)
 
     @property
     def names(self) -> list[str]:
         """`list[str]`: all columns that are read, each once."""
-        return list(dict.fromkeys(c for c in (self.image, self.caption, self.key, self.mismatched) if c))
+        named = (self.image, self.caption, self.key, self.mismatched, self.classes)
+        return list(dict.fromkeys(name for name in named if name))
 
     def text(self, caption: Any) -> Any:
         """A stored caption as text."""
         return caption if self.decode_caption is None else self.decode_caption(caption)
 
+    def key_of(self, row: Mapping[str, Any], default_key: str) -> str:
+        """Key of one row."""
+        key = row[self.key] if self.key else None
+        return default_key if key is None else str(key)
+
     def record(self, row: Mapping[str, Any], default_key: str, image_root: Path | None) -> Record:
         """Record of one row. Relative image paths are taken from `image_root`."""
-        key = row[self.key] if self.key else None
         return Record(
-            key=default_key if key is None else str(key),
+            key=self.key_of(row, default_key),
             image=_stored_image(row[self.image], image_root),
             caption=self.text(row[self.caption]),
             mismatched=parse_truth(row[self.mismatched]) if self.mismatched else None,
@@ -137,6 +147,15 @@ class TableSource(PairSource):
 
     def captions(self) -> list[Any]:
         return [self._columns.text(caption) for caption in self._table[self._columns.caption][:]]
+
+    def keys(self) -> list[str]:
+        stored = self._table[self._columns.key][:] if self._columns.key else [None] * len(self)
+        return [str(i) if key is None else str(key) for i, key in enumerate(stored)]
+
+    def classes(self) -> list[str]:
+        if self._columns.classes is None:
+            return super().classes()
+        return [str(value) for value in self._table[self._columns.classes][:]]
 
     def decode_captions(self, decode: Callable[[Any], Any]) -> None:
         """Read captions through `decode` from now on."""
@@ -221,11 +240,16 @@ def csv_options(path: Path, delimiter: str, columns: list[str]) -> dict[str, Any
 
 
 def open_csv(
-    path: Path, image_column: str, caption_column: str, delimiter: str, image_root: Path | None
+    path: Path,
+    image_column: str,
+    caption_column: str,
+    delimiter: str,
+    image_root: Path | None,
+    class_column: str | None = None,
 ) -> TableSource:
     """Open one csv file with a header line."""
     shape = check_csv(path, delimiter)
-    columns = find_csv_columns(path, shape, image_column, caption_column, delimiter)
+    columns = find_csv_columns(path, shape, image_column, caption_column, delimiter, class_column)
     if not shape.rows:
         raise InputError(f"{path}: the data is empty (a header and 0 rows).")
     table = load(**csv_options(path, delimiter, shape.columns), split="train").select_columns(columns.names)
@@ -242,7 +266,9 @@ def open_csv(
     )
 
 
-def find_csv_columns(path: Path, shape: CsvShape, image: str, caption: str, delimiter: str) -> Columns:
+def find_csv_columns(
+    path: Path, shape: CsvShape, image: str, caption: str, delimiter: str, classes: str | None = None
+) -> Columns:
     """Like `Columns.find`, with a hint if the header looks like one of another delimiter."""
     other = next((d for d in ("\t", ";", ",", "|") if d != delimiter and d in shape.columns[0]), None)
     if len(shape.columns) == 1 and other is not None:
@@ -250,11 +276,11 @@ def find_csv_columns(path: Path, shape: CsvShape, image: str, caption: str, deli
             f"{path}: the header has one column with delimiter {delimiter!r}, but contains {other!r}. "
             f"Give --delimiter {other!r}."
         )
-    return Columns.find(str(path), shape.columns, image, caption)
+    return Columns.find(str(path), shape.columns, image, caption, classes)
 
 
 def parquet_columns(
-    paths: list[Path], image_column: str, caption_column: str
+    paths: list[Path], image_column: str, caption_column: str, class_column: str | None = None
 ) -> tuple[Columns, list[tuple[Path, int]]]:
     """Columns, and (file, rows) of the files that are not empty (`datasets` fails on those), from the footers alone."""
     files: list[tuple[Path, int]] = []
@@ -264,7 +290,8 @@ def parquet_columns(
             footer = pq.read_metadata(path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not a readable parquet file ({one_line(error)}).") from error
-        found = Columns.find(str(path), footer.schema.to_arrow_schema().names, image_column, caption_column)
+        existing = footer.schema.to_arrow_schema().names
+        found = Columns.find(str(path), existing, image_column, caption_column, class_column)
         if columns is not None and found != columns:
             raise InputError(f"{path}: columns {found.names} are used, but {columns.names} in {paths[0]}.")
         columns = found
@@ -276,10 +303,15 @@ def parquet_columns(
 
 
 def open_parquet(
-    paths: list[Path], name: str, image_column: str, caption_column: str, image_root: Path | None
+    paths: list[Path],
+    name: str,
+    image_column: str,
+    caption_column: str,
+    image_root: Path | None,
+    class_column: str | None = None,
 ) -> TableSource:
     """Open parquet files as one table, in the order of their names."""
-    columns, files = parquet_columns(paths, image_column, caption_column)
+    columns, files = parquet_columns(paths, image_column, caption_column, class_column)
     names = [str(path) for path, _ in files]
     table = undecoded(load(path="parquet", data_files=names, columns=columns.names, split="train"), columns.image)
     return TableSource(

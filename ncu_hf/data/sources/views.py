@@ -1,4 +1,4 @@
-"""Parts and changes of indexable sources: the first records, chosen ones, shuffled captions."""
+"""Parts of indexable sources: the first records, chosen ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from ncu_hf.data.decoding import clean_caption
 from ncu_hf.data.files import fingerprint_text
-from ncu_hf.data.noise import shuffle_captions
 from ncu_hf.data.records import BadRecord, PairSource, Record
 from ncu_hf.errors import InputError
 
@@ -27,7 +26,7 @@ class ChosenRecords(PairSource):
         self, source: PairSource, rows: np.ndarray, told: tuple[str, ...], subset: dict[str, Any] | None = None
     ):
         self._source, self._rows, self._subset = source, rows, subset
-        _copy_identity(self, source)
+        copy_identity(self, source)
         self.fingerprint = fingerprint_text(source.fingerprint, *told)
 
     def __len__(self) -> int:
@@ -43,6 +42,14 @@ class ChosenRecords(PairSource):
         captions = self._source.captions()
         return [captions[row] for row in self._rows.tolist()]
 
+    def keys(self) -> list[str]:
+        keys = self._source.keys()
+        return [keys[row] for row in self._rows.tolist()]
+
+    def classes(self) -> list[str]:
+        classes = self._source.classes()
+        return [classes[row] for row in self._rows.tolist()]
+
     @property
     def description(self) -> dict[str, Any]:
         described = {**self._source.description, "rows": len(self), "fingerprint": self.fingerprint}
@@ -57,34 +64,6 @@ def first_records(source: PairSource, limit: int) -> PairSource:
     return ChosenRecords(source, np.arange(rows), ("first", str(rows)))
 
 
-class ShuffledCaptions(PairSource):
-    """A source with the captions of a known share shuffled. Records without a usable caption take no part."""
-
-    def __init__(self, source: PairSource, share: float, seed: int):
-        self._source = source
-        captions = source.captions()
-        usable = [i for i, caption in enumerate(captions) if is_usable(caption)]
-        shuffled, mismatched = shuffle_captions([clean_caption(captions[i]) for i in usable], share, seed)
-        self._captions = dict(zip(usable, zip(shuffled, mismatched.tolist(), strict=True), strict=True))
-        _copy_identity(self, source)
-        self.fingerprint = fingerprint_text(source.fingerprint, "noise", str(share), str(seed))
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Record:
-        record = self._source[index]
-        caption, mismatched = self._captions.get(index, (record.caption, False))
-        return Record(record.key, record.image, caption, mismatched or bool(record.mismatched), record.fault)
-
-    def shard_of(self, index: int) -> str:
-        return self._source.shard_of(index)
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return {**self._source.description, "fingerprint": self.fingerprint}
-
-
 def is_usable(caption: Any) -> bool:
     """Whether training takes a caption."""
     try:
@@ -94,5 +73,6 @@ def is_usable(caption: Any) -> bool:
     return True
 
 
-def _copy_identity(view: PairSource, source: PairSource) -> None:
+def copy_identity(view: PairSource, source: PairSource) -> None:
+    """Let a view have the name of its source, and all else but the fingerprint."""
     view.name, view.format, view.revision, view.problems = source.name, source.format, source.revision, source.problems
