@@ -64,6 +64,17 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors, if there are any."""
+    if tensors:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """What [`save_tensors`] wrote; nothing where there is no file."""
+    return load_file(path) if path.is_file() else {}
+
+
 def save_optimizer(optimizer: Optimizer, folder: Path) -> None:
     """Write `optimizer.safetensors` (tensors of the state) and `optimizer.json` (the rest; floats survive exactly)."""
     state = optimizer.state_dict()

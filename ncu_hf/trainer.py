@@ -24,9 +24,11 @@ from ncu_hf.callbacks import ClampLogScale, CountEpochs, PlainLog, TerminalLog, 
 from ncu_hf.checkpoint import (
     last_checkpoint,
     load_optimizer,
+    load_tensors,
     read_json,
     rotate_checkpoints,
     save_optimizer,
+    save_tensors,
     write_atomically,
     write_json,
 )
@@ -43,6 +45,7 @@ from ncu_hf.step import encode_globally, pad_empty, split_rows, total_loss, two_
 from ncu_hf.step_metrics import RunningMeans
 
 DATA_STATE = "data_state.json"
+OBJECTIVE_STATE = "objective.safetensors"
 MODEL_INPUTS = ("pixel_values", "input_ids", "negative_input_ids")
 Beside = ReferenceEmbeds | SampleWeights
 
@@ -139,6 +142,8 @@ class NCUTrainer(Trainer):
             self.samples.start(self.model.clip)
         elif self.samples is not None:
             self.samples.load(Path(resume_from_checkpoint))
+        if resume_from_checkpoint is not None:
+            self.objective.load_state_dict(load_tensors(Path(resume_from_checkpoint) / OBJECTIVE_STATE))
         super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -283,6 +288,7 @@ class NCUTrainer(Trainer):
             write_json(folder / "scaler.json", self.accelerator.scaler.state_dict())
         write_json(folder / "data_health.json", health.state_dict())
         write_json(folder / DATA_STATE, position)
+        save_tensors(self.objective.state_dict(), folder / OBJECTIVE_STATE)
         if self.samples is not None:
             self.samples.save(folder)
         self.state.save_to_json(str(folder / "trainer_state.json"))

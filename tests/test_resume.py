@@ -105,6 +105,7 @@ class Killed(BaseException):
         {"lora_rank": 4, "lora_towers": "text"},
         {"gradient_accumulation_steps": 2, "save_steps": 1},
         {"model": None, "model_config": "tiny", "vocab_size": 600, "method": "clip", "num_train_epochs": 2},
+        {"forget_window": 3, "negative_rank": 2},
         # Epochs of 6 batches, checkpoints in the middle of both.
         {
             "method": "sdd",
