@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,8 @@ from ncu_hf.evaluation.detection import batched_confidence
 from ncu_hf.evaluation.metrics import ForgetSet
 from ncu_hf.evaluation.sets.images import stamp_files
 
-# Training pairs on which the forget set is compared with the known mismatches.
-FORGET_SET_PAIRS = 4096
+# Training pairs that stand for all of them.
+SAMPLE_PAIRS = 4096
 
 
 class Assessment(NamedTuple):
@@ -56,39 +57,40 @@ def assess_forget_set(
 ) -> dict[str, float] | None:
     """Precision, recall and AUROC of the clean confidence against the known mismatches of the training pairs.
 
-    Measured on at most `FORGET_SET_PAIRS` of them, in batches of the training's size. A collective; `None` where the
+    Measured on at most `SAMPLE_PAIRS` of them, in batches of the training's size. A collective; `None` where the
     mismatches are not known, or all pairs are of one kind, and on all processes but the first.
     """
+    if source[0].mismatched is None:
+        return None
+    image, text, mismatched = encode_sample(encoder, source, seed)
+    if world()[0] != 0 or None in mismatched or all(mismatched) or not any(mismatched):
+        return None
+    confidence = batched_confidence(
+        image, text, encoder.scale, batch_size=batch_size, seed=seed, formulation=method.formulation
+    )
+    return ForgetSet().compute(
+        predictions=confidence.numpy(), references=np.array(mismatched), forget_ratio=method.forget_ratio
+    )
+
+
+def encode_sample(
+    encoder: ClipEncoder, source: PairSource, seed: int
+) -> tuple[Tensor, Tensor, list[bool | None]]:
+    """Unit vectors of image and caption of at most `SAMPLE_PAIRS` random training pairs, (n, D) each, and whether the
+    pairs are known to be mismatched. A collective; records that cannot be used are left out."""
     images, captions, mismatched = [], [], []
     # A stream of its own: were the sample drawn as the noise was, with equal seeds it would hold all mismatches.
-    for index in keyed_generator(seed, SAMPLE).permutation(len(source))[:FORGET_SET_PAIRS].tolist():
+    for index in keyed_generator(seed, SAMPLE).permutation(len(source))[:SAMPLE_PAIRS].tolist():
         record = source[index]
-        if record.mismatched is None:
-            return None
         try:
             captions.append(clean_caption(record.caption))
         except BadRecord:
             continue
         images.append(record.image)
         mismatched.append(record.mismatched)
-    if all(mismatched) or not any(mismatched):
-        return None
     encoded, texts = encoder.encode_images(images, _stamp(images)), encoder.encode_texts(captions)
     rows = encoded.usable
-    wrong = torch.tensor(mismatched, dtype=torch.bool)[rows]
-    if world()[0] != 0 or wrong.all() or not wrong.any():
-        return None
-    confidence = batched_confidence(
-        encoded.embeds[rows],
-        texts[rows],
-        encoder.scale,
-        batch_size=batch_size,
-        seed=seed,
-        formulation=method.formulation,
-    )
-    return ForgetSet().compute(
-        predictions=confidence.numpy(), references=wrong.numpy(), forget_ratio=method.forget_ratio
-    )
+    return encoded.embeds[rows], texts[rows], [mismatched[row] for row in rows.tolist()]
 
 
 def _stamp(images: list[Any]) -> str | None:

@@ -155,7 +155,7 @@ def _augmentation(run: Run) -> list[str]:
 def _hyperparameters(arguments: Arguments) -> dict[str, Any]:
     """What determines the result, apart from the model that it starts from and the data."""
     settings = run_settings(arguments)
-    chosen = {name: settings[name] for name in LEARNING_SETTINGS}
+    chosen = {name: settings[name] for name in LEARNING_SETTINGS if name != "estimate_forget_ratio" or settings[name]}
     for steps, epochs in _LENGTHS.items():
         del chosen[epochs if chosen[steps] > 0 else steps]
     if arguments.model.adapted_towers:

@@ -313,6 +313,13 @@ class NCUTrainingArguments(TrainingArguments):
     prompt_learning_rate: float = field(
         default=3e-4, metadata={"help": "Learning rate of the negative prompt in phase 1 (released: 3e-4)."}
     )
+    estimate_forget_ratio: bool = field(
+        default=False,
+        metadata={
+            "help": "Estimate --forget_ratio before the first phase: the share of the training pairs in the lower of "
+            "two Gaussians of their cosines, 0 where these are one heap."
+        },
+    )
     weight_decay: float = field(default=0.2, metadata={"help": "Weight decay (released: 0.2)."})
     prompt_weight_decay: float = field(default=0.2, metadata={"help": "Weight decay of the prompt (released: 0.2)."})
     adam_beta2: float = field(default=0.98, metadata={"help": "β₂ of AdamW (released: 0.98)."})

@@ -19,6 +19,7 @@ from ncu_hf.data.ground_truth import keep_injected_noise
 from ncu_hf.distributed import barrier
 from ncu_hf.evaluation import CaptionedSet, EvaluationSet, LabelledSet
 from ncu_hf.evidence import collect_evidence, summary, write_evidence
+from ncu_hf.forget_ratio import check_estimable, resolve_forget_ratio
 from ncu_hf.loading import load_clip, load_reference, save_initial
 from ncu_hf.modeling import PROMPT_FOLDER, NCUModel, load_prompt
 from ncu_hf.objectives import build_objectives
@@ -80,6 +81,7 @@ def run(arguments: Arguments, labelled_sets: LabelledSets | None = None) -> dict
         resume=resuming(arguments.training),
     )
     prepared = Run(arguments, workspace, source, reference)
+    check_estimable(prepared)
     for objective in objectives:
         check_phase(prepared, objective)
     if arguments.training.plan:
@@ -95,6 +97,7 @@ def run(arguments: Arguments, labelled_sets: LabelledSets | None = None) -> dict
         if arguments.model.model is None:
             save_initial(reference)
     barrier()
+    resolve_forget_ratio(prepared)
 
     outcomes: list[Path] = []
     for objective in objectives:

@@ -24,6 +24,7 @@ LEARNING_SETTINGS = [
     "data_seed",
     "global_batch_size",
     "gradient_accumulation_steps",
+    "estimate_forget_ratio",
     "num_train_epochs",
     "max_steps",
     "learning_rate",
@@ -57,6 +58,7 @@ class Workspace:
       outcomes.safetensors       the outcome on each item of the sets, for paired tests
       data_health.json           records that could not be used, by reason
       injected_noise.parquet     with --noise_share: the pairs that were chosen, with both captions
+      forget_ratio.json          the estimate, with `--estimate_forget_ratio`
       plots/
       initial/                   a model from scratch, before training
       phases/<phase>/            checkpoint-<step>/ and, once the phase is complete, final/
@@ -73,6 +75,11 @@ class Workspace:
     @property
     def plots(self) -> Path:
         return self.folder / "plots"
+
+    @property
+    def forget_ratio(self) -> Path:
+        """The estimate of the share to forget, where one was asked for."""
+        return self.folder / "forget_ratio.json"
 
     def phase(self, name: str) -> Path:
         return self.folder / "phases" / name

@@ -56,7 +56,7 @@ def test_all_sets_are_measured_and_the_similarity_is_that_of_the_first_pairs(enc
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_sample_does_not_follow_the_noise_of_the_same_seed(seed, scenes, encoder, monkeypatch):
-    monkeypatch.setattr(assessment, "FORGET_SET_PAIRS", 48)
+    monkeypatch.setattr(assessment, "SAMPLE_PAIRS", 48)
     source = open_pairs(
         str(scenes), image_column="image", caption_column="caption", limit=90, noise_share=0.3, noise_seed=seed
     )

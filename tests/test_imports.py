@@ -43,6 +43,7 @@ ALLOWED = {
     "assessment": {"config", "data", "distributed", "evaluation"},
     # A pass over all training pairs is encoded as an evaluation is; the trainer sees `samples.base` alone.
     "samples": {"callbacks", "data", "distributed", "evaluation", "losses", "modeling", "objectives", "step"},
+    "forget_ratio": {"assessment", "checkpoint", "data", "distributed", "evaluation", "mixture", "run"},
     "trainer": {
         *("adapters", "callbacks", "checkpoint", "config", "data", "distributed", "modeling", "objectives"),
         *("parameters", "samples", "step", "step_metrics"),
