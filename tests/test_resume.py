@@ -117,6 +117,7 @@ class Killed(BaseException):
         pytest.param({"lora_rank": 4}, marks=pytest.mark.slow),
         pytest.param({"bf16": "true"}, marks=pytest.mark.slow),
         pytest.param({"optim": "adafactor"}, marks=pytest.mark.slow),
+        pytest.param({"method": "sdd", "num_train_epochs": 2, "lora_rank": 4}, marks=pytest.mark.slow),
         pytest.param({"augment_negative_captions": "true", "dataloader_num_workers": 2}, marks=pytest.mark.slow),
         pytest.param({"streaming": "true", "train_pairs": 96}, marks=pytest.mark.slow),
     ],

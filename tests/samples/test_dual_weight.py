@@ -259,6 +259,53 @@ def test_the_siamese_shares_what_does_not_train_and_moves_nothing_else(trainers_
     assert siamese(pixels, ids, None)[0].text.equal(model(pixels, ids, None)[0].text)
 
 
+def ahead_of(trainer: NCUTrainer, monkeypatch, **changes) -> tuple[list[float], dict[str, Tensor]]:
+    """Mean significance of three steps whose scale of the loss is changed, and the last parameters of the copy."""
+    step = NCUTrainer._step
+    with monkeypatch.context() as patch:
+        patch.setattr(NCUTrainer, "_step", lambda *inputs: step(*inputs)._replace(**changes))
+        seen = Significance()
+        trainer.add_callback(seen)
+        trainer.train()
+    return seen.means, trainer.samples._siamese._own
+
+
+def test_a_scaled_loss_moves_the_siamese_as_the_loss_does(trainers_of, monkeypatch):
+    runs = [
+        ahead_of(*trainers_of("sdd", logging_steps=1, **THRESHOLDS, **SETTINGS), monkeypatch, loss_scale=scale)
+        for scale in (1.0, 1024.0)  # a power of two changes no digit
+    ]
+    assert runs[0][0] == runs[1][0] and all(runs[0][1][name].equal(own) for name, own in runs[1][1].items())
+
+
+def test_an_overflow_moves_nothing_and_then_all_pairs_are_significant(trainers_of, monkeypatch):
+    (trainer,) = trainers_of("sdd", logging_steps=1, **THRESHOLDS, **SETTINGS)
+    means, _ = ahead_of(trainer, monkeypatch, loss_scale=torch.inf)
+    assert means == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bf16": "true"},
+        pytest.param({"lora_rank": 2}, marks=pytest.mark.slow),
+        pytest.param({"gradient_accumulation_steps": 2, "chunk_size": 5}, marks=pytest.mark.slow),
+        pytest.param({"optim": "adafactor"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_it_runs_with_the_other_settings_of_the_trainer(changes, trainers_of):
+    (trainer,) = trainers_of("sdd", logging_steps=1, **THRESHOLDS, **SETTINGS, **changes)
+    seen = Significance()
+    trainer.add_callback(seen)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    trainer.train()
+    assert len(seen.means) == 3 and all(0 < mean <= 1 for mean in seen.means) and min(seen.means) < 1
+    after = trainer.model.state_dict()
+    assert all(weight.isfinite().all() for weight in after.values())
+    assert not after["clip.logit_scale"].equal(before["clip.logit_scale"])
+
+
 # Bad input
 
 
