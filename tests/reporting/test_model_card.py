@@ -382,3 +382,33 @@ def test_numbers_that_are_not_finite_are_not_told(run, render, value):
     text = render({**run, **{group: broken(run[group]) for group in MEASURED}})
     assert headings(text) == [*SECTIONS[:2], "Checked after the upload", *SECTIONS[2:], *ENDS]
     assert "model-index" not in text
+
+
+@pytest.mark.parametrize(
+    ("noise", "line"),
+    [
+        ({}, "- Captions shuffled on purpose among 30 % of them\n"),
+        ({"kind": "shuffled"}, "- Captions shuffled on purpose among 30 % of them (noise `shuffled`, seed 0): 2,998 "),
+        (
+            {"kind": "hard", "class_column": "a`b"},
+            "on purpose by another one of the same ``a`b`` (noise `hard`, seed 0)",
+        ),
+        ({"kind": "hard"}, "another one that shares words with it (noise `hard`, seed 0): 2,998 pairs do not match\n"),
+        ({"kind": "generic"}, "replaced on purpose by a generic web text (noise `generic`, seed 0): 2,998 pairs"),
+        (
+            {"kind": "partial"},
+            "a part of the caption was replaced on purpose by words of another one (noise `partial`",
+        ),
+    ],
+)
+def test_injected_noise_is_told(run, noise, line):
+    if noise:  # a run of an earlier release tells the share alone
+        run["data"] |= {f"noise_{key}": value for key, value in noise.items()}
+        run["data"] |= {"noise_seed": 0, "noise_chosen": 3000, "noise_mismatched": 2998}
+    text = render_model_card(run)
+    assert line in text and text.count("on purpose") == 1
+
+
+def test_without_noise_none_is_told(run):
+    del run["data"]["noise_share"]
+    assert "on purpose" not in render_model_card(run)
