@@ -73,9 +73,7 @@ def assess_forget_set(
     )
 
 
-def encode_sample(
-    encoder: ClipEncoder, source: PairSource, seed: int
-) -> tuple[Tensor, Tensor, list[bool | None]]:
+def encode_sample(encoder: ClipEncoder, source: PairSource, seed: int) -> tuple[Tensor, Tensor, list[bool | None]]:
     """Unit vectors of image and caption of at most `SAMPLE_PAIRS` random training pairs, (n, D) each, and whether the
     pairs are known to be mismatched. A collective; records that cannot be used are left out."""
     images, captions, mismatched = [], [], []

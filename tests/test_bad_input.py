@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig
 
+from ncu_hf.checkpoint import read_json, write_json
 from ncu_hf.cli import parse_arguments
 from ncu_hf.recipe import main
 from ncu_hf.trainer import NCUTrainer
@@ -305,6 +306,31 @@ def test_resume_with_other_settings(refused, options, words):
     line = refused(resume_from_checkpoint="true", forget_ratio=0.2, learning_rate=1e-3)
     assert_names(line, "other settings", "forget_ratio was 0.1, is 0.2", "learning_rate was 5e-05, is 0.001")
     assert_names(refused(resume_from_checkpoint="true", data_seed=3), "data_seed")
+
+
+def test_a_run_of_an_earlier_release_had_the_settings_that_it_does_not_name(refused, options, words):
+    arguments, _ = parse_arguments(words(options))
+    Workspace(options["output_dir"]).open(arguments, "fingerprint", None)
+    path = options["output_dir"] / "run.json"
+    settings = read_json(path)
+    del settings["noise_kind"], settings["noise_class_column"]
+    write_json(path, settings)
+    assert_names(refused(resume_from_checkpoint="true"), "has changed")  # the data, and no setting
+    line = refused(resume_from_checkpoint="true", noise_share=0.3, noise_kind="hard")
+    assert_names(line, "noise_share was 0.0, is 0.3", "noise_kind was 'shuffled', is 'hard'")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"noise_kind": "hrad"}, ["--noise_kind", "'hrad'", "'hard'", "generic, partial"]),
+        ({"noise_class_column": "color"}, ["--noise_class_column color", "--noise_kind hard", "not shuffled"]),
+        ({"noise_kind": "hard", "noise_class_column": "colour"}, ["'colour'", "--noise_class_column", "'color'"]),
+        ({"noise_kind": "hard", "streaming": "true"}, ["--noise_share", "indexed"]),
+    ],
+)
+def test_noise_that_cannot_be_injected(changes, named, refused):
+    assert_names(refused(noise_share=0.3, **changes), *named)
 
 
 def test_resume_with_other_data_under_the_same_name(refused, options, words):

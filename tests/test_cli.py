@@ -66,6 +66,8 @@ def test_batch_by_process():
         (["--lora_rank", "4", "--lora_towers", "txt"], ["'txt'", "'text'"]),
         (["--noise_share", "2"], ["--noise_share", "2.0"]),
         (["--noise_seed", "-1"], ["--noise_seed", "-1"]),
+        (["--noise_kind", "hard"], ["--noise_kind hard", "without --noise_share"]),
+        (["--noise_class_column", "label"], ["--noise_class_column label", "without --noise_share"]),
         (["--train_limit", "0"], ["--train_limit", "0"]),
         (["--eval_limit", "-3"], ["--eval_limit", "-3"]),
         (["--train_pairs", "0"], ["--train_pairs", "0"]),

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor, pipeline
 
+from ncu_hf.data import Located, PairCollator
 from ncu_hf.data.order import epoch_order
 from ncu_hf.errors import InputError
 from ncu_hf.modeling import NCUModel, NegativePrompt
@@ -261,6 +262,45 @@ def test_settings(changes, recipe, clip_folder, load_plain):
     assert not clip.logit_scale.equal(CLIPModel.from_pretrained(clip_folder).logit_scale)
     read_strictly(output / "results.json")
     assert "None" not in (output / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"noise_kind": "hard", "noise_class_column": "color"},
+            "one of the same `color` (noise `hard`, seed 3)",
+        ),
+        pytest.param({"noise_kind": "partial"}, "another one (noise `partial`, seed 3)", marks=pytest.mark.slow),
+        pytest.param({}, "shuffled on purpose among 25 % of them (noise `shuffled`, seed 3)", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_keeps_the_truth_of_its_noise(changes, told, recipe, scenes, monkeypatch):
+    """The file names what the loader yields; a resume leaves it as it is."""
+    noise = {"noise_share": 0.25, "noise_seed": 3, **changes}
+    trained, collate = {}, PairCollator.__call__
+
+    def keep(collator: PairCollator, located: list[Located], seed: int):
+        trained.update({one.record.key: (one.record.caption, one.record.mismatched) for one in located})
+        return collate(collator, located, seed=seed)
+
+    monkeypatch.setattr(PairCollator, "__call__", keep)
+    output = recipe(**noise, method="clip")
+    path = output / "injected_noise.parquet"
+    rows = pq.read_table(path).to_pylist()
+    stored = dict(zip(*pq.read_table(scenes, columns=["key", "caption"]).to_pydict().values(), strict=True))
+    assert len(rows) == 24 and len(trained) == 96
+    changed = {row["key"]: row["caption"] for row in rows if row["mismatched"]}
+    assert changed == {key: caption for key, (caption, _) in trained.items() if caption != stored[key]}
+    assert all(trained[key][1] for key in changed)
+    assert {row["key"]: row["original_caption"] for row in rows} == {row["key"]: stored[row["key"]] for row in rows}
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert f"{told}: {len(changed)} pairs do not match" in card
+    assert read_strictly(output / "results.json")["data"]["noise_mismatched"] == len(changed)
+    before = path.stat().st_mtime_ns
+    recipe(**noise, method="clip", resume_from_checkpoint="true")
+    assert path.stat().st_mtime_ns == before
+    assert [found.name for found in output.iterdir() if "injected" in found.name] == [path.name]
 
 
 def test_clip_from_scratch(recipe, load_plain):

@@ -26,6 +26,12 @@ def results(folder) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+def test_captions_of_the_training_pairs_stay_here(hub, run_folder):
+    (run_folder / "injected_noise.parquet").write_bytes(b"captions")
+    publish(run_folder, HubSettings(REPO))
+    assert "model.safetensors" in (files := hub.repos[REPO].files()) and "injected_noise.parquet" not in files
+
+
 def test_a_branch_is_made_once(hub, run_folder):
     first = publish(run_folder, HubSettings(REPO, revision="trial/1"))
     assert set(hub.repos[REPO].branches) == {"main", "trial/1"} and first.url == f"{hub.url}/{REPO}/tree/trial/1"

@@ -390,3 +390,33 @@ def test_the_forget_set_after_the_first_phase_is_told(run, render):
     between = {**before, "auroc": 0.876, "precision": 0.5}
     told = render({**run, "forget_set": {"before": before, "negative_prompt": between, "after": after}})
     assert "After the phase negative_prompt: AUROC 87.6, precision 50.0." in told
+
+
+@pytest.mark.parametrize(
+    ("noise", "line"),
+    [
+        ({}, "- Captions shuffled on purpose among 30 % of them\n"),
+        ({"kind": "shuffled"}, "- Captions shuffled on purpose among 30 % of them (noise `shuffled`, seed 0): 2,998 "),
+        (
+            {"kind": "hard", "class_column": "a`b"},
+            "on purpose by another one of the same ``a`b`` (noise `hard`, seed 0)",
+        ),
+        ({"kind": "hard"}, "another one that shares words with it (noise `hard`, seed 0): 2,998 pairs do not match\n"),
+        ({"kind": "generic"}, "replaced on purpose by a generic web text (noise `generic`, seed 0): 2,998 pairs"),
+        (
+            {"kind": "partial"},
+            "a part of the caption was replaced on purpose by words of another one (noise `partial`",
+        ),
+    ],
+)
+def test_injected_noise_is_told(run, noise, line):
+    if noise:  # a run of an earlier release tells the share alone
+        run["data"] |= {f"noise_{key}": value for key, value in noise.items()}
+        run["data"] |= {"noise_seed": 0, "noise_chosen": 3000, "noise_mismatched": 2998}
+    text = render_model_card(run)
+    assert line in text and text.count("on purpose") == 1
+
+
+def test_without_noise_none_is_told(run):
+    del run["data"]["noise_share"]
+    assert "on purpose" not in render_model_card(run)

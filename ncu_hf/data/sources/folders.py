@@ -112,7 +112,7 @@ def _read_metadata(
         raise InputError(f"{path}: the data is empty (0 rows).")
     if image_column == DEFAULT_IMAGE and image_column not in existing:
         image_column = FILE_NAME
-    others = [name for name in existing if name not in (image_column, class_column)]
+    others = [name for name in existing if name != image_column]
     if caption_column == DEFAULT_CAPTION and caption_column not in existing and len(others) == 1:
         caption_column = others[0]
     columns = Columns.find(str(path), existing, image_column, caption_column, class_column)
