@@ -6,7 +6,6 @@ import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ncu_hf.config import MethodArguments
