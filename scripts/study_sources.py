@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from ncu_hf.errors import InputError, nearest, one_line, one_of
 from ncu_hf.evaluation.sets.labelled_folder import open_labelled_folder
 
 EMOJI_VENDOR = "noto"
+CAPTION_KEYWORDS, KEYWORD_CLASSES = 4, 20
 # Between the seeds of scenes to train on and to measure on, as in the demonstration.
 SEED_STEP = 1_000_003
 
@@ -38,13 +40,15 @@ class Labels:
     Attributes:
         labels (`list[int]`): Class of each image.
         classes, templates (`list[str]`): Names, and texts with the field `{c}`.
-        images (`list[Path]`, *optional*): Files of its own; by default the images of the clean pairs, in order.
+        images (`list[Path]`, *optional*): Files of its own; by default the images of the clean pairs.
+        rows (`list[int]`, *optional*): Of those, which ones the labels belong to; by default all, in order.
     """
 
     labels: list[int]
     classes: list[str]
     templates: list[str]
     images: list[Path] | None = None
+    rows: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,31 +92,41 @@ def scenes(train: int, evaluation: int, size: int, seed: int) -> Study:
 def emoji(file: Path, vendor: str) -> Study:
     """Emoji: drawings of one vendor are held out, so that known concepts are asked for in new drawings.
 
-    Labelled sets are group, subgroup and name. Captions are bare names, hence so are the texts of the classes.
+    A caption is the name and the first `CAPTION_KEYWORDS` keywords ("bat: animal, vampire"), so that captions share
+    words. Labelled sets are `name`, a class a name, and `keyword`, a class for each of the `KEYWORD_CLASSES` most
+    frequent keywords of the held-out drawings, with the drawings that have exactly one of them.
 
     Raises:
         InputError: no such file, column or vendor.
     """
-    rows = read_rows(file, ["key", "png", "txt", "name", "vendor", "group", "subgroup"])
+    rows = read_rows(file, ["key", "png", "name", "keywords", "vendor"])
     one_of("--held_out_vendor", vendor, sorted({row["vendor"] for row in rows}))
     held_out = [row for row in rows if row["vendor"] == vendor]
     return Study(
         {"kind": "emoji", "file": file.name, "held_out_vendor": vendor},
         [_emoji_pair(row) for row in rows if row["vendor"] != vendor],
         [_emoji_pair(row) for row in held_out],
-        {name: _classes(rows, held_out, name) for name in ("group", "subgroup", "name")},
+        {"name": _name_classes(rows, held_out), "keyword": _keyword_classes(held_out)},
     )
 
 
 def _emoji_pair(row: dict[str, Any]) -> Pair:
-    return Pair(row["key"], flattened(row["png"]), row["txt"])
+    keywords = ", ".join(row["keywords"][:CAPTION_KEYWORDS])
+    return Pair(row["key"], flattened(row["png"]), f"{row['name']}: {keywords}" if keywords else row["name"])
 
 
-def _classes(rows: list[dict[str, Any]], held_out: list[dict[str, Any]], column: str) -> Labels:
-    names = sorted({row[column] for row in rows})
+def _name_classes(rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> Labels:
+    names = sorted({row["name"] for row in rows})
     index = {name: number for number, name in enumerate(names)}
-    words = [name if column == "name" else name.lower().replace("-", " ") for name in names]
-    return Labels([index[row[column]] for row in held_out], words, ["{c}"])
+    return Labels([index[row["name"]] for row in held_out], names, ["{c}"])
+
+
+def _keyword_classes(held_out: list[dict[str, Any]]) -> Labels:
+    counts = Counter(word for row in held_out for word in set(row["keywords"]))
+    classes = sorted(sorted(counts), key=counts.get, reverse=True)[:KEYWORD_CLASSES]
+    found = [[number for number, word in enumerate(classes) if word in row["keywords"]] for row in held_out]
+    chosen = [row for row, numbers in enumerate(found) if len(numbers) == 1]
+    return Labels([found[row][0] for row in chosen], classes, ["{c}"], rows=chosen)
 
 
 def photos(file: Path, share: float, by: str, labels: Path | None = None) -> Study:

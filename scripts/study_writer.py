@@ -73,7 +73,10 @@ def write_study(study: Study, folder: Path) -> None:
     if any(labels.images is None for labels in study.sets.values()):
         files = write_images(folder / IMAGES, study.evaluation)
     for name, labels in study.sets.items():
-        write_set(folder / SETS / name, labels, files if labels.images is None else None)
+        own = labels.images is not None
+        write_set(
+            folder / SETS / name, labels, None if own else [files[row] for row in labels.rows or range(len(files))]
+        )
     description = {
         "source": study.source,
         "columns": {"image": IMAGE_COLUMN, "caption": CAPTION_COLUMN},
