@@ -24,7 +24,9 @@ def derangement(texts: Sequence[str], rng: np.random.Generator) -> list[tuple[in
     """
     if len(texts) < 2:
         return []
-    rank = {text: i for i, text in enumerate(rng.permutation(sorted(set(texts))).tolist())}
+    different = sorted(set(texts))
+    # Numbers are shuffled and not the texts: an array of these takes the longest one's place for each.
+    rank = {different[j]: i for i, j in enumerate(rng.permutation(len(different)).tolist())}
     circle = sorted(rng.permutation(len(texts)).tolist(), key=lambda i: rank[texts[i]])
     largest, total = max(Counter(texts).values()), len(texts)
     if 2 * largest <= total:

@@ -50,7 +50,7 @@ def take_near_captions(
 ) -> tuple[dict[int, str], int]:
     """Give each chosen pair the caption of another pair that shares most with its own, see [`WordIndex.nearest`].
 
-    That pair keeps it too: unlike in a shuffle, a caption may occur once more than before, and another one less.
+    That pair keeps it too: unlike in a shuffle, a caption may occur more often than before, and another one not at all.
     Where no other caption shares a word, any one that differs is taken.
 
     Args:
