@@ -50,6 +50,5 @@ def described(comparison: Comparison) -> dict[str, Any]:
     """The comparison as plain values, as it was read."""
     content = asdict(comparison)
     content["study"] = None if comparison.study is None else comparison.study.name
-    content["methods"] = {name: entry.flags for name, entry in comparison.methods.items()}
     content["parts"] = {f"{share:g}": entry.name for share, entry in comparison.parts().items()}
     return content

@@ -12,9 +12,9 @@ from study_writer import StudyFiles
 from ncu_hf.checkpoint import read_json
 from ncu_hf.cli import Arguments, parse_arguments
 from ncu_hf.config import MethodArguments
-from ncu_hf.errors import InputError
+from ncu_hf.errors import InputError, one_of
 from ncu_hf.interpolation import MIXTURES_FILE, weight_key
-from ncu_hf.objectives import METHODS, build_objectives
+from ncu_hf.objectives import METHODS
 from ncu_hf.workspace import run_settings
 
 RUN_FILE, RESULTS_FILE = "run.json", "results.json"
@@ -174,11 +174,12 @@ def lengths(entry: Entry, comparison: Comparison) -> Flags:
     """Steps of each phase; of an entry on a part of the data as many as make the same epochs.
 
     Raises:
-        InputError: a phase would have none.
+        InputError: a phase would have none, or the method is not known.
     """
-    method = str(_method_of(entry, comparison))
+    flags = comparison.common | comparison.fine_tuning | entry.flags
+    name = str(flags.get("method", MethodArguments().method))
+    phases = len(METHODS[one_of(f"methods: {entry.name}: method", name, METHODS)])
     steps = max(round(entry.part * comparison.steps), 1)
-    phases = len(METHODS.get(method, ((),)))
     first = round(entry.phase1_share * steps) if phases > 1 else 0
     if phases > 1 and not 0 < first < steps:
         raise InputError(
@@ -187,17 +188,10 @@ def lengths(entry: Entry, comparison: Comparison) -> Flags:
     return {"max_steps": steps - first, "negative_prompt_max_steps": first or None}
 
 
-def _method_of(entry: Entry, comparison: Comparison) -> str:
-    flags = comparison.common | comparison.fine_tuning | entry.flags
-    return flags.get("method", MethodArguments().method)
-
-
 def _cost(flags: Flags) -> float:
-    method = flags.get("method", MethodArguments().method)
-    if method not in METHODS:
-        return 1.0  # told as an error when the flags are parsed
+    """Expected length of the training, in steps of plain training."""
     steps = (flags["negative_prompt_max_steps"] or 0, flags["max_steps"])
-    objectives = build_objectives(MethodArguments(method=method))
+    objectives = METHODS[flags.get("method", MethodArguments().method)]
     return sum(
         count * (1 + _NEGATIVE_COST * one.needs_negative_text + _REFERENCE_COST * one.needs_reference)
         for count, one in zip(steps[-len(objectives) :], objectives, strict=True)
@@ -214,7 +208,8 @@ def check_units(units: list[Unit]) -> None:
         try:
             settings = run_settings(unit.arguments())
         except InputError as error:
-            raise InputError(f"methods: {unit.entry}: {error}") from error
+            where = REFERENCE if unit.entry == REFERENCE else f"methods: {unit.entry}"
+            raise InputError(f"{where}: {error}") from error
         if unit.complete and not unit.weights:
             _check_settings(unit, settings)
 

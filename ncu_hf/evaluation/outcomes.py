@@ -50,7 +50,8 @@ def save_outcomes(path: Path, sides: Mapping[str, Sequence[Measurement]]) -> Non
         for one in measured:
             place = "/".join((side, one.group, one.name.replace("/", "_")))
             stamps[place] = one.images
-            tensors |= {f"{place}/{name}": part.contiguous() for name, part in _parts(one.items).items()}
+            # Copied: two sides may share their labels, which the format refuses.
+            tensors |= {f"{place}/{name}": part.clone() for name, part in _parts(one.items).items()}
     save_file(tensors, path, stamps)
 
 
