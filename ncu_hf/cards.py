@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def describe_run(run: Run, phases: list[dict[str, Any]], health: DataHealth, fol
     described = {
         "model_name": run.workspace.folder.resolve().name,
         "method": arguments.method.method,
+        "method_docs": [inspect.getdoc(kind).split("\n\n")[0] for kind in METHODS[arguments.method.method]],
         "base_model": _base_model(run),
         "hub_model_id": training.hub_model_id,
         "license": training.license,

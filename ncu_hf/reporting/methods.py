@@ -20,10 +20,15 @@ CONFIDENCES = {
 CONFIDENCE = "clean confidence (how sure the model is of a pair, against the other pairs of the batch)"
 NCU_PROCEDURE = (
     "Two phases, each a short fine-tune on image-text pairs. First a negative prompt is learned: vectors placed before"
-    " a caption that turn it into its hardest negative; the text tower and both projections train along with it, the"
-    f" vision tower is frozen. Then the model unlearns: in each batch the pairs of lowest {CONFIDENCE} form the"
+    " a caption that turn it into its hardest negative; {phase1}."
+    f" Then the model unlearns: in each batch the pairs of lowest {CONFIDENCE} form the"
     " forget set, their images are aligned with the negative captions instead, and soft targets between all images and"
     " captions come from masked entropic optimal transport. The prompt is frozen in this phase."
+)
+SHARED_PARAMETERS = "the text tower and both projections train along with it, the vision tower is frozen"
+OWN_PARAMETERS = (
+    "low-rank updates of the text tower train along with it, which are active where a caption is turned into its"
+    " negative and nowhere else, so that the model itself stays as it is"
 )
 CLIP_PROCEDURE = (
     "The symmetric contrastive loss of CLIP (image to text and text to image, over the whole batch), on all pairs as"
@@ -180,7 +185,9 @@ def describe(run: dict) -> dict:
         return _clip(run)
     if method == "ncu":
         return _ncu(run)
-    return _comparison(run, COMPARISONS[method])
+    if method in COMPARISONS:
+        return _comparison(run, COMPARISONS[method])
+    return _other(run)
 
 
 def forgets(method: str) -> bool:
@@ -189,7 +196,8 @@ def forgets(method: str) -> bool:
 
 
 def _ncu(run: dict) -> dict:
-    procedure = NCU_PROCEDURE
+    own = run.get("hyperparameters", {}).get("negative_rank", 0)
+    procedure = NCU_PROCEDURE.format(phase1=OWN_PARAMETERS if own else SHARED_PARAMETERS)
     if run.get("formulation") in FORMULATIONS:
         procedure += f" Formulation `{run['formulation']}`: {FORMULATIONS[run['formulation']]}."
     return {
@@ -228,6 +236,18 @@ def _comparison(run: dict, method: Comparison) -> dict:
         "tags": ["clip", "noisy-correspondence", *method.tags],
         "citation_note": "The method:" if method.source != NCU_BIBTEX else "The study that compares such methods:",
         "bibtex": method.source,
+    }
+
+
+def _other(run: dict) -> dict:
+    """Of a method that nothing is written about here: what its objectives say of themselves."""
+    return {
+        "summary": f"{_start(run)}, fine-tuned with the method `{run['method']}`.",
+        "procedure": " ".join(run.get("method_docs", [])) + _adapters(run),
+        "limits": _limits(run),
+        "tags": ["clip"],
+        "citation_note": "The study that compares such methods:",
+        "bibtex": NCU_BIBTEX,
     }
 
 

@@ -4,6 +4,7 @@
 run = {
   "model_name": "clip-ncu",             # title of the card, name in model-index
   "method": "ncu",                      # "clip", ...
+  "method_docs": ["...", ...],          # what the objective of each phase says of itself, in a sentence
   "formulation": "released",            # optional: only for methods that have one
   "base_model": {"name": "openai/clip-vit-base-patch32", "kind": "hub", "revision": "..."},
                                         # kind "hub" (name is a Hub id), "local", or "scratch" (random weights)
