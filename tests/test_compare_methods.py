@@ -6,6 +6,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def test_cells_share_their_data_and_their_reference(make_units, tmp_path):
     cell = {unit.folder.name: unit for unit in units if unit.folder.parent == folder}
     assert list(cell) == ["reference", "clip", "ncu", "ncu.interpolation"]
     for unit in cell.values():
-        assert [unit.flags[name] for name in ("noise_share", "noise_seed", "seed")] == [0.4, 1, 1]
+        assert [unit.flags[name] for name in ("noise_share", "noise_seed", "subset_seed", "seed")] == [0.4, 1, 1, 1]
     assert cell["ncu"].flags["model"] == str(folder / "reference") and "model" not in cell["reference"].flags
     assert cell["ncu"].needs == (folder / "reference",)
     assert cell["ncu.interpolation"].needs == (folder / "reference", folder / "ncu")
@@ -268,6 +269,7 @@ def row(rows: list[dict], **wanted) -> dict:
 def test_numbers_are_those_computed_by_hand(report):
     numbers = report(recommended="ncu")
     assert numbers["missing"] == []
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", numbers["machine"]["commit"] or 40 * "0")
     clip = row(numbers["summary"], entry="clip", metric="mean_recall")
     assert (clip["mean"], clip["n"]) == (0.375, 2)
     assert clip["sd"] == pytest.approx(0.25 / 2**0.5)
