@@ -318,6 +318,7 @@ def test_what_is_complete_is_told_and_what_is_missing(report, tmp_path):
     alone = row(numbers["differences"], entry="ncu", against="reference", metric="mean_recall")
     assert (alone["n"], alone["over_seeds"], alone["difference"]) == (1, None, 0.75)
     assert row(numbers["summary"], entry="ncu", metric="mean_recall")["sd"] is None
+    assert "| ncu | +75.0 [-] [+25.0, +100.0] † |" in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_a_comparison_of_which_nothing_is_complete(report, tmp_path):
