@@ -136,7 +136,9 @@ class _Cell:
         flags = _DEFAULTS | self.study.flags()
         for part in (self.comparison.common, *parts):
             flags = flags | part
-        cell = {"noise_share": self.noise_share, **dict.fromkeys(("noise_seed", "subset_seed", "seed"), self.seed)}
+        cell = {"noise_share": self.noise_share, "noise_seed": self.seed, "seed": self.seed}
+        if flags.get("train_subset") is not None:
+            cell["subset_seed"] = self.seed
         return flags | cell | {"output_dir": str(folder)}
 
     def _reference(self) -> Unit:

@@ -155,7 +155,7 @@ def test_cells_share_their_data_and_their_reference(make_units, tmp_path):
     cell = {unit.folder.name: unit for unit in units if unit.folder.parent == folder}
     assert list(cell) == ["reference", "clip", "ncu", "ncu.interpolation"]
     for unit in cell.values():
-        assert [unit.flags[name] for name in ("noise_share", "noise_seed", "subset_seed", "seed")] == [0.4, 1, 1, 1]
+        assert [unit.flags[name] for name in ("noise_share", "noise_seed", "seed")] == [0.4, 1, 1]
     assert cell["ncu"].flags["model"] == str(folder / "reference") and "model" not in cell["reference"].flags
     assert cell["ncu"].needs == (folder / "reference",)
     assert cell["ncu.interpolation"].needs == (folder / "reference", folder / "ncu")
@@ -177,6 +177,7 @@ def test_parts_of_the_data_have_equal_epochs(make_units):
     lengths = {name: (one["negative_prompt_max_steps"], one["max_steps"]) for name, one in flags.items() if "@" in name}
     assert lengths == {"ncu@20%": (5, 15), "ncu@50%": (12, 38)}
     assert flags["ncu@20%"]["train_subset"] == "20%" and "train_subset" not in flags["ncu"]
+    assert [unit.flags["subset_seed"] for unit in units if unit.entry == "ncu@20%"] == [0, 1]
 
 
 # The schedule
