@@ -3,7 +3,7 @@
 ```yaml
 study: studies/scenes                 # written by study_data.py; --study overrides it
 noise_shares: [0.0, 0.4]              # share of the training pairs whose captions are shuffled
-seeds: [0, 1, 2]                      # of weights, order and noise; the pairs themselves stay the same
+seeds: [0, 1, 2]                      # of weights, order, noise and parts of the data; the pairs stay the same
 steps: 200                            # optimizer steps that every method gets
 phase1_share: 0.25                    # of them, for the first phase of methods that have two
 forget_ratio_without_noise: 0.1       # what `noise` means where there is none
@@ -41,7 +41,16 @@ _OF_ENTRY = ("noise_shares", "seeds", "phase1_share")
 # Decided by the comparison; a flag of its own would make entries incomparable.
 _DECIDED = (
     *("output_dir", "train_data", "eval_data", "eval_sets", "image_column", "caption_column"),
-    *("noise_share", "noise_seed", "seed", "resume_from_checkpoint", "overwrite_output_dir", "plan", "push_to_hub"),
+    *(
+        "noise_share",
+        "noise_seed",
+        "subset_seed",
+        "seed",
+        "resume_from_checkpoint",
+        "overwrite_output_dir",
+        "plan",
+        "push_to_hub",
+    ),
 )
 _DECIDED_OF_METHODS = (*_DECIDED, "model", "model_config", "max_steps", "negative_prompt_max_steps")
 _EPOCHS = ("num_train_epochs", "negative_prompt_epochs")

@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 
 from compare_units import Unit
 
+import ncu_hf
 from ncu_hf.errors import TrainingStopped
 
 # -P: python would look for modules in the folder where the user stands first.
 WORKER = (sys.executable, "-P", "-m", "ncu_hf.worker")
+# Where this process has the package from, so that the workers run the same code.
+PACKAGES = str(Path(ncu_hf.__file__).resolve().parent.parent)
 
 
 class Ended(NamedTuple):
@@ -92,7 +95,8 @@ class Worker:
 
     def __init__(self, slot: int, threads: int, gpus: int):
         self._command = [*WORKER, str(threads)]
-        self._environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        path = os.pathsep.join(filter(None, (PACKAGES, os.environ.get("PYTHONPATH"))))
+        self._environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
         if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
             self._environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
         self._process: subprocess.Popen | None = None

@@ -143,7 +143,8 @@ def short_text(row: dict[str, Any]) -> str:
 
 
 def interval_text(interval: Iterable[float] | None) -> str:
-    return DASH if interval is None else f"[{', '.join(map(signed, interval))}]"
+    """`"[+1.0, +3.2]"`; `"[-]"` of one seed, or of a metric that is not known by item."""
+    return "[-]" if interval is None else f"[{', '.join(map(signed, interval))}]"
 
 
 def marks(row: dict[str, Any]) -> str:

@@ -22,7 +22,6 @@ RUN_FILE, RESULTS_FILE = "run.json", "results.json"
 _PATHS = ("model", "model_config", "tokenizer", "negative_prompt", "train_data", "eval_data", "eval_sets", "image_root")
 # What every run is told unless the comparison says otherwise. A run is short: a killed one repeats its phase.
 _DEFAULTS: Flags = {"save_strategy": "no", "save_total_limit": 1, "dataloader_num_workers": 0}
-# Of `recipes/clip.py`, where they fit any size.
 _REFERENCE_DEFAULTS: Flags = {"method": "clip"}
 # What a run costs beside its steps, measured in steps: it is measured, and written.
 _OVERHEAD = 20.0
@@ -138,6 +137,8 @@ class _Cell:
         for part in (self.comparison.common, *parts):
             flags = flags | part
         cell = {"noise_share": self.noise_share, "noise_seed": self.seed, "seed": self.seed}
+        if flags.get("train_subset") is not None:
+            cell["subset_seed"] = self.seed
         return flags | cell | {"output_dir": str(folder)}
 
     def _reference(self) -> Unit:

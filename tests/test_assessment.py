@@ -10,7 +10,7 @@ from ncu_hf import assessment
 from ncu_hf.assessment import assess, assess_forget_set
 from ncu_hf.config import MethodArguments
 from ncu_hf.data import PairSource, Record, open_pairs
-from ncu_hf.evaluation import ClipEncoder, LabelledSet, Origin
+from ncu_hf.evaluation import ClipEncoder, EmbeddingCache, LabelledSet, Origin, encode
 from ncu_hf.evaluation.sets.captioned import captioned_set
 
 
@@ -78,3 +78,26 @@ def test_nothing_is_said_where_the_mismatches_are_not_known_or_all_of_one_kind(e
     for truth in (None, True, False):
         source = Rows([(png(row), f"caption {row}", truth) for row in range(4)])
         assert assess_forget_set(encoder, source, MethodArguments(), batch_size=4, seed=0) is None
+
+
+@pytest.mark.parametrize("stored", ["bytes", "files"])
+def test_images_of_the_forget_set_are_decoded_once_a_vision_tower(clip_folder, png, tmp_path, monkeypatch, stored):
+    rows = [(png(row), f"caption {row}", row % 2 == 0) for row in range(6)]
+    if stored == "files":
+        for row, (image, *_) in enumerate(rows):
+            (tmp_path / f"{row}.png").write_bytes(image)
+        rows = [(str(tmp_path / f"{row}.png"), *rest) for row, (_, *rest) in enumerate(rows)]
+
+    def quality(rows, scale):
+        clip = CLIPModel.from_pretrained(clip_folder)
+        with torch.no_grad():
+            clip.text_projection.weight *= scale  # as after a phase that trained texts alone
+        cached = ClipEncoder(clip, CLIPProcessor.from_pretrained(clip_folder), cache=EmbeddingCache(tmp_path / "cache"))
+        return assess_forget_set(cached, Rows(rows), MethodArguments(), batch_size=4, seed=0)
+
+    first = quality(rows, 1)
+    monkeypatch.setattr(encode, "load_pixels", None)
+    assert quality(rows, 1) == first
+    assert quality(rows, -1)["auroc"] != first["auroc"]
+    with pytest.raises(TypeError):  # another image is another content
+        quality([*rows[:-1], (png(99), "caption 5", False)], 1)

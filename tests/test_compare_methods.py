@@ -6,6 +6,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -176,6 +177,7 @@ def test_parts_of_the_data_have_equal_epochs(make_units):
     lengths = {name: (one["negative_prompt_max_steps"], one["max_steps"]) for name, one in flags.items() if "@" in name}
     assert lengths == {"ncu@20%": (5, 15), "ncu@50%": (12, 38)}
     assert flags["ncu@20%"]["train_subset"] == "20%" and "train_subset" not in flags["ncu"]
+    assert [unit.flags["subset_seed"] for unit in units if unit.entry == "ncu@20%"] == [0, 1]
 
 
 # The schedule
@@ -268,6 +270,7 @@ def row(rows: list[dict], **wanted) -> dict:
 def test_numbers_are_those_computed_by_hand(report):
     numbers = report(recommended="ncu")
     assert numbers["missing"] == []
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", numbers["machine"]["commit"] or 40 * "0")
     clip = row(numbers["summary"], entry="clip", metric="mean_recall")
     assert (clip["mean"], clip["n"]) == (0.375, 2)
     assert clip["sd"] == pytest.approx(0.25 / 2**0.5)
@@ -316,6 +319,7 @@ def test_what_is_complete_is_told_and_what_is_missing(report, tmp_path):
     alone = row(numbers["differences"], entry="ncu", against="reference", metric="mean_recall")
     assert (alone["n"], alone["over_seeds"], alone["difference"]) == (1, None, 0.75)
     assert row(numbers["summary"], entry="ncu", metric="mean_recall")["sd"] is None
+    assert "| ncu | +75.0 [-] [+25.0, +100.0] † |" in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_a_comparison_of_which_nothing_is_complete(report, tmp_path):

@@ -63,7 +63,7 @@ def test_layout(finished, clip_folder, tmp_path):
     output, _ = finished
     CLIPProcessor.from_pretrained(clip_folder).save_pretrained(tmp_path)
     model = {"config.json", "model.safetensors", "negative_prompt", *(path.name for path in tmp_path.iterdir())}
-    evidence = {"README.md", "run.json", "results.json", "data_health.json", "plots"}
+    evidence = {"README.md", "run.json", "results.json", "data_health.json", "outcomes.safetensors", "plots"}
 
     def names(*folder: str) -> set[str]:
         return {path.name for path in output.joinpath(*folder).iterdir()}

@@ -128,7 +128,15 @@ def make_run(clip_folder) -> Callable[[Path], Path]:
         entry = "- dataset: {id: clip-benchmark/wds_cifar10, task_id: zero_shot}\n  value: 50.0\n"
         (folder / ".eval_results" / "cifar10.yaml").write_text(entry)
         (folder / "data_health.json").write_text("{}")
-        for name in ("run.json", ".hidden", ".cache/x", ".eval_results/.x.yaml", "plots/.x.png", "initial/config.json"):
+        for name in (
+            "run.json",
+            "outcomes.safetensors",
+            ".hidden",
+            ".cache/x",
+            ".eval_results/.x.yaml",
+            "plots/.x.png",
+            "initial/config.json",
+        ):
             (folder / name).write_text("{}")
         shutil.copy(folder / "config.json", folder / "phases/unlearning/final")
         return folder

@@ -43,7 +43,15 @@ def local_files(folder: Path) -> dict[str, bytes]:
 def test_the_hub_has_what_the_folder_has(trip):
     hub, folder, published = trip
     there, here = hub.repos[REPO].files(), local_files(folder)
-    private = {"run.json", ".hidden", ".cache/x", ".eval_results/.x.yaml", "plots/.x.png", "initial/config.json"}
+    private = {
+        "run.json",
+        "outcomes.safetensors",
+        ".hidden",
+        ".cache/x",
+        ".eval_results/.x.yaml",
+        "plots/.x.png",
+        "initial/config.json",
+    }
     private |= {"phases/unlearning/final/config.json"}
     assert there.keys() - {".gitattributes"} == here.keys() - private
     assert all(there[name] == here[name] for name in there.keys() & here.keys())
