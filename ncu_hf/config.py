@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from ncu_hf.errors import InputError, one_of
 
 FORMULATIONS = ("released", "paper")
+FORGET_TARGETS = ("negative", "none")
 TOWERS = ("text", "vision")
 # N of all experiments of the paper (section 5.1). A constant: the default depends on what else is given.
 GLOBAL_BATCH_SIZE = 2048
@@ -202,6 +203,13 @@ class MethodArguments:
             "ranks a batch by itself (paper)."
         },
     )
+    forget_target: str = field(
+        default="negative",
+        metadata={
+            "help": "What phase 2 aligns forgotten pairs with: negative (images with their negative captions, captions "
+            "with the plan; paper), or none (they only stay as negatives of the others)."
+        },
+    )
     plan_weight: float = field(default=0.7, metadata={"help": "γ, weight of the transport plan in the target."})
     entropy: float = field(default=0.03, metadata={"help": "ε, entropic regularisation of the transport."})
     margin_low: float = field(default=-0.7, metadata={"help": "α, lower end of the separation band."})
@@ -243,6 +251,7 @@ class MethodArguments:
 
     def __post_init__(self):
         one_of("--formulation", self.formulation, FORMULATIONS)
+        one_of("--forget_target", self.forget_target, FORGET_TARGETS)
         if not 0 <= self.forget_ratio < 1:
             raise InputError(f"--forget_ratio is a share in [0, 1), got {self.forget_ratio}.")
         for name in ("plan_weight", "label_smoothing", "soft_weight"):

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from compare_collect import MEAN_RECALL, metrics
-from compare_config import read_comparison
+from compare_config import REFERENCE, read_comparison
 from compare_report import write_report
 from compare_schedule import Ended, Schedule, run_units
 from compare_units import RESULTS_FILE, Unit, check_units, plan
@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from ncu_hf.checkpoint import read_json
 from ncu_hf.cli import run_main
-from ncu_hf.errors import InputError, TrainingStopped
+from ncu_hf.errors import InputError, TrainingStopped, one_of
 
 LOG_FILE = "comparison.log"
 # A small model leaves most of a GPU idle; memory is what bounds them.
@@ -51,6 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; one a core, or two a GPU by default")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="only these seeds of the file")
     parser.add_argument("--noise_shares", type=float, nargs="+", metavar="SHARE", help="only these noise shares")
+    parser.add_argument("--entries", nargs="+", metavar="ENTRY", help="only these entries, and what they start from")
     parser.add_argument("--report_only", action="store_true", help="run nothing; write anew what is complete")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and write nothing")
     return parser.parse_args()
@@ -87,7 +88,9 @@ def main() -> None:
 
 
 def chosen(units: list[Unit], arguments: argparse.Namespace) -> list[Unit]:
-    """Units of the seeds and noise shares that were asked for."""
+    """Units of the seeds, noise shares and entries that were asked for."""
+    for name in arguments.entries or ():
+        one_of("--entries", name, {unit.entry for unit in units} - {REFERENCE})
     for name, known in (("seeds", {unit.seed for unit in units}), ("noise_shares", {u.noise_share for u in units})):
         for value in getattr(arguments, name) or ():
             if value not in known:
@@ -97,6 +100,7 @@ def chosen(units: list[Unit], arguments: argparse.Namespace) -> list[Unit]:
         for unit in units
         if (arguments.seeds is None or unit.seed in arguments.seeds)
         and (arguments.noise_shares is None or unit.noise_share in arguments.noise_shares)
+        and (arguments.entries is None or unit.entry in (*arguments.entries, REFERENCE))
     ]
 
 

@@ -101,7 +101,7 @@ class UnlearningObjective(ForgettingObjective):
 
     phase = "unlearning"
     settings = (
-        *(*ForgettingObjective.settings, "plan_weight", "entropy", "margin_low", "margin_high"),
+        *(*ForgettingObjective.settings, "forget_target", "plan_weight", "entropy", "margin_low", "margin_high"),
         *("frozen_text_blocks", "freeze_token_embedding"),
     )
     needs_negative_text = True
@@ -125,6 +125,8 @@ class UnlearningObjective(ForgettingObjective):
         chosen = self.choose(image, text, log_scale)
         similarity = self.similarity(image, text, negative)
         row_target, column_target, statistics = self.targets(similarity.detach(), chosen.forget)
+        if a.forget_target == "none":
+            row_target, column_target = leave_out(row_target, column_target, chosen.forget)
         return {
             "alignment_loss": alignment_loss(similarity, row_target, column_target, log_scale, a.formulation),
             **self.opposition(text, negative),
@@ -151,6 +153,16 @@ class UnlearningObjective(ForgettingObjective):
         """Losses that hold captions and their negatives (N, D) apart."""
         a = self.arguments
         return {"separation_loss": separation_loss(text, negative, a.margin_low, a.margin_high)}
+
+
+def leave_out(row_target: Tensor, column_target: Tensor, forget: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets (N, C) and (C, N) in which forgotten pairs have none, neither image nor caption, and no image belongs to
+    its negative. A row of zeros adds nothing to L_otr; what it stands for remains a negative of the others."""
+    n = len(row_target)
+    row_target = row_target.index_fill(0, forget, 0)
+    column_target = column_target.index_fill(0, forget, 0)
+    column_target[n:] = 0
+    return row_target, column_target
 
 
 def normalise_rows(matrix: Tensor) -> Tensor:

@@ -22,9 +22,14 @@ NCU_PROCEDURE = (
     "Two phases, each a short fine-tune on image-text pairs. First a negative prompt is learned: vectors placed before"
     " a caption that turn it into its hardest negative; {phase1}."
     f" Then the model unlearns: in each batch the pairs of lowest {CONFIDENCE} form the"
-    " forget set, their images are aligned with the negative captions instead, and soft targets between all images and"
-    " captions come from masked entropic optimal transport. The prompt is frozen in this phase."
+    " forget set{forgotten}. Soft targets between images and captions come from masked entropic optimal transport. The"
+    " prompt is frozen in this phase."
 )
+# What becomes of the pairs of the forget set, by `forget_target`.
+FORGOTTEN = {
+    "negative": ", and their images are aligned with negative captions instead",
+    "none": ", which are aligned with nothing and stay as negatives of the others",
+}
 SHARED_PARAMETERS = "the text tower and both projections train along with it, the vision tower is frozen"
 OWN_PARAMETERS = (
     "low-rank updates of the text tower train along with it, which are active where a caption is turned into its"
@@ -117,7 +122,7 @@ COMPARISONS = {
     "ncu_text_negation": Comparison(
         summary="NCU with hand-written negating words in place of the learned negative prompt",
         procedure=f"One phase, the second of NCU: in each batch the pairs of lowest {CONFIDENCE} form the forget set"
-        " and their images are aligned with negative captions instead; soft targets between all images and captions"
+        "{forgotten}. Soft targets between images and captions"
         " come from masked entropic optimal transport. The negative of a caption is the caption behind a"
         " fixed phrase that negates it, such as 'the image has no', drawn at random from a short list; there is no"
         " prompt to learn.",
@@ -145,8 +150,8 @@ COMPARISONS = {
     "ncu_false_positives_only": Comparison(
         summary="NCU that unlearns false positives alone: its targets are hard",
         procedure=f"{NEGATIVE_PROMPT_PHASE} In the second phase the pairs of lowest {CONFIDENCE} form the forget set of"
-        " each batch; the only target of their images is their own negative caption, that of the other images their"
-        " own caption. No transport problem is solved. The prompt is frozen.",
+        " each batch{forgotten}. The only target of the other images is their own caption. No transport problem is"
+        " solved. The prompt is frozen.",
         detail=FORMULATIONS,
         detail_of="Formulation",
     ),
@@ -197,7 +202,7 @@ def forgets(method: str) -> bool:
 
 def _ncu(run: dict) -> dict:
     own = run.get("hyperparameters", {}).get("negative_rank", 0)
-    procedure = NCU_PROCEDURE.format(phase1=OWN_PARAMETERS if own else SHARED_PARAMETERS)
+    procedure = NCU_PROCEDURE.format(phase1=OWN_PARAMETERS if own else SHARED_PARAMETERS, forgotten=_forgotten(run))
     if run.get("formulation") in FORMULATIONS:
         procedure += f" Formulation `{run['formulation']}`: {FORMULATIONS[run['formulation']]}."
     return {
@@ -231,7 +236,9 @@ def _comparison(run: dict, method: Comparison) -> dict:
     return {
         "summary": f"{_start(run)}, fine-tuned with `{run['method']}`, a point of comparison for [{NCU}]({NCU_URL}):"
         f" {method.summary}.",
-        "procedure": method.procedure + (f" {method.detail_of}: {detail}." if detail else "") + _adapters(run),
+        "procedure": method.procedure.format(forgotten=_forgotten(run))
+        + (f" {method.detail_of}: {detail}." if detail else "")
+        + _adapters(run),
         "limits": [CONTROL_LIMIT, *([FORGET_LIMIT] if method.forgets else []), *method.limits, *_limits(run)],
         "tags": ["clip", "noisy-correspondence", *method.tags],
         "citation_note": "The method:" if method.source != NCU_BIBTEX else "The study that compares such methods:",
@@ -249,6 +256,10 @@ def _other(run: dict) -> dict:
         "citation_note": "The study that compares such methods:",
         "bibtex": NCU_BIBTEX,
     }
+
+
+def _forgotten(run: dict) -> str:
+    return FORGOTTEN[run.get("hyperparameters", {}).get("forget_target", "negative")]
 
 
 def _limits(run: dict) -> list[str]:

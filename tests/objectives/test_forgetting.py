@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ncu_hf.config import MethodArguments
 from ncu_hf.errors import InputError
+from ncu_hf.losses import extended_similarity
 from ncu_hf.objectives import METHODS
 from ncu_hf.objectives.clip import RetainedClipObjective
 from ncu_hf.objectives.forgetting import ForgettingObjective
-from ncu_hf.selection import split_batch, split_by_recent
+from ncu_hf.objectives.unlearning import UnlearningObjective, refine_alignment
+from ncu_hf.selection import clean_confidence, split_batch, split_by_recent
 
 
 def batches(count: int, n: int = 7) -> list[torch.Tensor]:
@@ -87,3 +90,73 @@ def test_no_window_is_refused():
         MethodArguments(forget_window=0)
     with pytest.raises(InputError, match="negative_rank must be 0"):
         MethodArguments(negative_rank=-1)
+
+
+# What forgotten pairs are aligned with
+
+
+def naive_retained_loss(image, text, negative, log_scale, arguments, refined, forget) -> torch.Tensor:
+    """L_otr over the rows and columns of retained pairs alone, one cell at a time."""
+    n = len(image)
+    similarity = [[image[i] @ text[j] for j in range(n)] + [image[i] @ negative[i]] for i in range(n)]
+    logits = [[log_scale.exp() * cell for cell in row] for row in similarity]
+    retained = [i for i in range(n) if i not in forget]
+    rows = columns = 0
+    for i in retained:
+        for j in range(n + 1):
+            target = refined.row_target[i, j]
+            if target > 0:
+                rows = rows + target * (target.log() - logits[i][j] + torch.stack(logits[i]).logsumexp(0))
+            if j < n:
+                target = refined.column_target[i, j]
+                column = torch.stack([logits[k][i] for k in range(n)])
+                if target > 0:
+                    columns = columns + target * (target.log() - column[j] + column.logsumexp(0))
+    loss = rows / n + columns / (n + 1)
+    return loss / 2 if arguments.formulation == "released" else loss
+
+
+@pytest.mark.parametrize("formulation", ["released", "paper"])
+@pytest.mark.parametrize("plan_weight", [0.0, 0.4])
+def test_forgotten_pairs_are_aligned_with_nothing(formulation, plan_weight):
+    arguments = MethodArguments(
+        formulation=formulation, plan_weight=plan_weight, forget_ratio=0.3, forget_target="none"
+    )
+    generator = torch.Generator().manual_seed(3)
+    leaves = [torch.randn(7, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    log_scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, [*leaves, log_scale], retain_graph=True)
+
+    image, text, negative = (F.normalize(leaf, dim=1) for leaf in leaves)
+    found = UnlearningObjective(arguments)(image, text, negative, log_scale)["alignment_loss"]
+    forget, _ = split_batch(clean_confidence(image, text, log_scale, formulation), 0.3)
+    assert len(forget) == 2
+    refined = refine_alignment(
+        extended_similarity(image, text, negative).detach(),
+        forget,
+        plan_weight=plan_weight,
+        entropy=arguments.entropy,
+        formulation=formulation,
+    )
+    expected = naive_retained_loss(image, text, negative, log_scale, arguments, refined, forget.tolist())
+    torch.testing.assert_close(found, expected)
+    for mine, theirs in zip(gradients(found), gradients(expected), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_forgotten_caption_stays_a_negative():
+    arguments = MethodArguments(forget_ratio=0.3, forget_target="none")
+    image, text, negative = (F.normalize(batch, dim=1) for batch in torch.randn(3, 7, 5, dtype=torch.float64).unbind())
+    text.requires_grad_(True)
+    log_scale = torch.tensor(1.5, dtype=torch.float64)
+    loss = UnlearningObjective(arguments)(image, text, negative, log_scale)["alignment_loss"]
+    (gradient,) = torch.autograd.grad(loss, text)
+    forget, _ = split_batch(clean_confidence(image, text.detach(), log_scale, "released"), 0.3)
+    assert gradient[forget].abs().sum() > 0
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(InputError, match="forget_target"):
+        MethodArguments(forget_target="nothing")

@@ -30,6 +30,7 @@ OTHER = {
     "frozen_text_blocks": 0,
     "negative_rank": 4,
     "forget_window": 3,
+    "forget_target": "none",
     "freeze_token_embedding": False,
     "label_smoothing": 0.3,
     "soft_weight": 0.9,
