@@ -81,11 +81,10 @@ def emoji(tmp_path) -> Path:
         {
             "key": f"{vendor}{concept}",
             "png": drawing((40 * concept, ord(vendor), 200, 255), palette=vendor == "a"),
-            "txt": f"thing {concept}",
             "name": f"thing {concept}",
+            # Concept 1 has two of the frequent words, concept 3 none.
+            "keywords": [["cat"], ["cat", "lamp"], ["lamp", "a", "b", "c", "d"], []][concept],
             "vendor": vendor,
-            "group": "Smileys & Emotion" if concept < 2 else "Objects",
-            "subgroup": "cat-face" if concept < 1 else "light-video",
         }
         for vendor in ("a", "b", "c")
         for concept in range(4)
@@ -104,9 +103,13 @@ def test_emoji_leave_a_vendor_out(write, emoji):
     for record in (*train, *evaluation):
         with Image.open(io.BytesIO(record.image)) as image:
             assert image.mode == "RGB"
+    captions = ["thing 0: cat", "thing 1: cat, lamp", "thing 2: lamp, a, b, c"]
+    assert [record.caption for record in evaluation] == captions
+    assert train[3].caption == "thing 3"
     sets = sets_of(folder)
-    assert sets["group"].classes == ["objects", "smileys & emotion"] and sets["group"].labels.tolist() == [1, 1, 0]
-    assert sets["subgroup"].classes == ["cat face", "light video"] and sets["subgroup"].labels.tolist() == [0, 1, 1]
+    assert sets["keyword"].classes == ["cat", "lamp", "a", "b", "c", "d"]  # the most frequent first
+    assert sets["keyword"].labels.tolist() == [0]  # of the drawing that has exactly one of them
+    assert sets["keyword"].images[0] == sets["name"].images[0]
     assert sets["name"].classes == [f"thing {concept}" for concept in range(4)]
     assert sets["name"].templates == ["{c}"]
 

@@ -17,7 +17,7 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding=
 
 
 def example(first_line: str) -> str:
-    (text,) = re.findall(rf"^```python\n# {re.escape(first_line)}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(rf"^```\w*\n# {re.escape(first_line)}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     return text
 
 
