@@ -6,9 +6,14 @@
 
 --train_data and --eval_data take a CSV, parquet, WebDataset tars, a folder of images, or the id of a Hub data set.
 After a crash, the same command with --resume_from_checkpoint true goes on. --method clip continues plain training.
+
+Some settings differ from the paper's, for reasons in docs/evidence.md; they are in ncu_hf/recommended.py.
 """
 
 from ncu_hf.recipe import main
+from ncu_hf.recommended import RECOMMENDED
+
+DEFAULTS = {**RECOMMENDED, "output_dir": "outputs/ncu"}
 
 if __name__ == "__main__":
-    main({"output_dir": "outputs/ncu"}, description=__doc__)
+    main(DEFAULTS, description=__doc__)

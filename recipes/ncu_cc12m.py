@@ -5,7 +5,7 @@
 The set is streamed: nothing is downloaded first. Add --plan to see what the run would do, need and write.
 
 The paper gives batch 2048 and 2 + 8 epochs for all data sets (section 5.1); its other settings are known for CC3M
-only, from the released code (see `ncu_cc3m.py`), and are used here too: they are the defaults of every recipe.
+only, from the released code (see `ncu_cc3m.py`), and are used here too: they are the defaults of `ncu_hf.config`.
 """
 
 from ncu_hf.recipe import main

@@ -7,7 +7,7 @@ and --train_subset 500000 for the paper's study of 0.5 M of the 3 M pairs.
 
 The paper (section 5.1) and the released code: global batch 2048, 2 epochs of phase 1 and 8 of phase 2, learning rates
 1e-4 (towers) and 3e-4 (prompt), then 5e-5, forget_ratio 0.1, plan_weight 0.7, weight decay 0.2, 100 warm-up steps,
-cosine. These are the defaults of every recipe; only the data set is named here.
+cosine. These are the defaults of `ncu_hf.config`; only the data set is named here.
 """
 
 from ncu_hf.recipe import main
