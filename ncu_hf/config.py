@@ -147,6 +147,10 @@ class DataArguments:
         default=None,
         metadata={"help": "Column, or json field of tars, with the class of a pair, for --noise_kind hard."},
     )
+    drop_mismatched: bool = field(
+        default=False,
+        metadata={"help": "Leave out the pairs that the noise made wrong: a bound for what forgetting them can bring."},
+    )
     random_crop: bool = field(
         default=True, metadata={"help": "RandomResizedCrop of the training images (released code); else centre crop."}
     )
@@ -163,10 +167,10 @@ class DataArguments:
         for name, value in (("noise_share", self.noise_share), ("max_bad_fraction", self.max_bad_fraction)):
             if not 0 <= value <= 1:
                 raise InputError(f"--{name} is a share between 0 and 1, got {value}.")
-        for name in ("noise_kind", "noise_class_column"):
+        for name in ("noise_kind", "noise_class_column", "drop_mismatched"):
             value = getattr(self, name)
             if not self.noise_share and value != getattr(DataArguments, name):
-                raise InputError(f"--{name} {value} changes no caption without --noise_share; give that too, e.g. 0.3.")
+                raise InputError(f"--{name} {value} has no effect without --noise_share; give that too, e.g. 0.3.")
         for name in ("train_pairs", "train_limit", "eval_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

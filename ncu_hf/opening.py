@@ -64,6 +64,7 @@ def open_training_pairs(
             noise_seed=data.noise_seed,
             noise_kind=data.noise_kind,
             noise_class_column=data.noise_class_column,
+            drop_mismatched=data.drop_mismatched,
             caption_tokenizer=data.caption_tokenizer,
         )
     if isinstance(source, StreamSource):

@@ -198,7 +198,8 @@ def _noise_line(data: dict) -> str:
         done = f"Captions shuffled on purpose among {share}"
     if "noise_mismatched" not in data:
         return done
-    return f"{done} (noise {code(kind)}, seed {data['noise_seed']}): {data['noise_mismatched']:,} pairs do not match"
+    ends = "do not match, and were left out" if data.get("noise_dropped") else "do not match"
+    return f"{done} (noise {code(kind)}, seed {data['noise_seed']}): {data['noise_mismatched']:,} pairs {ends}"
 
 
 def _subset_line(subset: dict) -> str:

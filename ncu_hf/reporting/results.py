@@ -15,6 +15,7 @@ run = {
   "data": {"description": "...", "hub_id": "...", "revision": "...", "n_pairs": 10000,
            "noise_share": 0.3, "noise_kind": "hard", "noise_class_column": "class", "noise_seed": 0,
            "noise_chosen": 3000, "noise_mismatched": 2998,      # captions that were made wrong on purpose
+           "noise_dropped": True,               # optional: and these pairs were left out
            "subset": {"share": 0.5, "seed": 0, "shards": 288},   # or "count" for "share", "rows" for "shards"
            "augmentation": ["images cropped at random", ...],   # preprocessing of the training pairs
            "eval_description": "...", "eval_hub_id": "...", "eval_revision": "..."},   # all but description optional

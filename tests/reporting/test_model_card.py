@@ -417,6 +417,11 @@ def test_injected_noise_is_told(run, noise, line):
     assert line in text and text.count("on purpose") == 1
 
 
+def test_noise_that_was_left_out_is_told(run):
+    run["data"] |= {"noise_seed": 0, "noise_mismatched": 2998, "noise_dropped": True}
+    assert "2,998 pairs do not match, and were left out\n" in render_model_card(run)
+
+
 def test_without_noise_none_is_told(run):
     del run["data"]["noise_share"]
     assert "on purpose" not in render_model_card(run)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ncu_hf.data.decoding import clean_caption
 from ncu_hf.data.files import fingerprint_text
 from ncu_hf.data.noise import Noise, inject_noise
 from ncu_hf.data.records import PairSource, Record
-from ncu_hf.data.sources.views import copy_identity, is_usable
+from ncu_hf.data.sources.views import ChosenRecords, copy_identity, is_usable
+from ncu_hf.errors import InputError
 
 
 class ChosenPair(NamedTuple):
@@ -66,6 +69,10 @@ class NoisyCaptions(PairSource):
     def keys(self) -> list[str]:
         return self._source.keys()
 
+    def is_mismatched(self, index: int) -> bool:
+        """Whether the noise made the caption of a record wrong."""
+        return index in self._captions and self._captions[index][1]
+
     def noisy_caption(self, index: int) -> str | None:
         """Caption of a record with the noise; `None` if training skips it."""
         return self._captions[index][0] if index in self._captions else None
@@ -92,3 +99,22 @@ class NoisyCaptions(PairSource):
             "mismatched": sum(self._captions[row][1] for row in self._originals),
         }
         return {**self._source.description, "fingerprint": self.fingerprint, "noise": noise}
+
+
+class MatchedPairs(ChosenRecords):
+    """The pairs that the noise left as they were: what is trained on if every mismatch were known.
+
+    Raises:
+        InputError: there is none.
+    """
+
+    def __init__(self, source: NoisyCaptions):
+        rows = np.array([index for index in range(len(source)) if not source.is_mismatched(index)], dtype=np.int64)
+        if not len(rows):
+            raise InputError("--drop_mismatched: the noise made every pair wrong; lower --noise_share.")
+        super().__init__(source, rows, ("matched",))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        described = super().description
+        return {**described, "noise": {**described["noise"], "dropped": True}}

@@ -18,7 +18,7 @@ from ncu_hf.data.sources.archives import TarSource
 from ncu_hf.data.sources.folders import FolderSource
 from ncu_hf.data.sources.hub import open_hub
 from ncu_hf.data.sources.locate import is_url, locate, resolve, single
-from ncu_hf.data.sources.noisy import NoisyCaptions
+from ncu_hf.data.sources.noisy import MatchedPairs, NoisyCaptions
 from ncu_hf.data.sources.open_streams import stream_files, stream_remote
 from ncu_hf.data.sources.remote import RemoteData, find_remote
 from ncu_hf.data.sources.stored import Stored
@@ -55,6 +55,7 @@ def open_pairs(
     noise_seed: int = 0,
     noise_kind: str = Noise.kind,
     noise_class_column: str | None = None,
+    drop_mismatched: bool = False,
     streaming: bool | None = None,
     total_rows: int | None = None,
     timeout: float = DATA_TIMEOUT,
@@ -88,6 +89,7 @@ def open_pairs(
         noise_kind (`str`, *optional*, defaults to `"shuffled"`): In which way they are wrong.
         noise_class_column (`str`, *optional*): Column of a table, or field of the `.json` member, with the class of a
             pair, for the kind `hard`.
+        drop_mismatched (`bool`, *optional*, defaults to `False`): Leave out the pairs whose captions that made wrong.
         streaming (`bool`, *optional*): Read tars, parquet files and Hub data forwards, without an index or a local
             copy. By default known sets are; URLs always are, csv files and folders never.
         total_rows (`int`, *optional*): Rows of a stream as a whole, if the user knows better than its card.
@@ -139,7 +141,10 @@ def open_pairs(
         source = first_records(source, limit)
     if chosen is not None:
         source = take_subset(source, chosen)
-    return NoisyCaptions(source, noise) if noise.share else source
+    if not noise.share:
+        return source
+    noisy = NoisyCaptions(source, noise)
+    return MatchedPairs(noisy) if drop_mismatched else noisy
 
 
 def _open_files(kind: str, name: str, paths: list[Path], stored: Stored, class_column: str | None) -> PairSource:

@@ -132,3 +132,26 @@ def test_records_without_a_caption_take_no_part(tmp_path):
         assert [source.original_caption(i) for i in (1, 3, 5)] == [None] * 3
     source = open_pairs(str(tmp_path), noise_share=1.0, noise_kind="hard", noise_class_column="label")
     assert [source[i].mismatched for i in range(7)] == [True, False, True, False, True, False, False]
+
+
+# Without the pairs that the noise made wrong
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_matched_pairs_are_those_that_kept_their_caption(tmp_path, name):
+    spec, noise = FORMATS[name](tmp_path), {"noise_share": 0.5, "noise_seed": 3}
+    columns = {} if name == "tar" else {"image_column": "image_path", "caption_column": "text_content"}
+    whole = open_pairs(spec, **columns, **noise)
+    kept = open_pairs(spec, **columns, **noise, drop_mismatched=True)
+    expected = [whole[i] for i in range(24) if not whole[i].mismatched]
+    assert [kept[i] for i in range(len(kept))] == expected
+    assert 0 < len(kept) < 24
+    assert kept.captions() == [record.caption for record in expected]
+    assert kept.fingerprint != whole.fingerprint
+    assert kept.description["noise"] == whole.description["noise"] | {"dropped": True}
+    assert kept.description["rows"] == len(kept)
+
+
+def test_no_matched_pair_is_told(tmp_path):
+    with pytest.raises(InputError, match="--drop_mismatched: the noise made every pair wrong"):
+        open_pairs(as_csv(tmp_path), noise_share=1.0, drop_mismatched=True)
