@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from ncu_hf.checkpoint import read_json, write_json
 from ncu_hf.cli import Arguments
-from ncu_hf.config import NCUTrainingArguments
+from ncu_hf.config import DataArguments, MethodArguments, ModelArguments, NCUTrainingArguments
 from ncu_hf.data.files import public_address
 from ncu_hf.errors import InputError
 
 _RUN_FILE = "run.json"
 _FINGERPRINT, _COMMIT = "data_fingerprint", "data_commit"
-# Settings that runs of earlier releases do not name, with the value that they had.
-_NEW_SETTINGS = {"noise_kind": "shuffled", "noise_class_column": None}
 # Settings of the trainer that change what is learned; a resumed run must have them as they were.
 LEARNING_SETTINGS = [
     "seed",
@@ -46,6 +44,12 @@ LEARNING_SETTINGS = [
     "bf16",
     "fp16",
 ]
+
+_DEFAULTS = {
+    setting.name: setting.default
+    for arguments in (ModelArguments, DataArguments, MethodArguments, NCUTrainingArguments)
+    for setting in fields(arguments)
+}
 
 
 class Workspace:
@@ -156,8 +160,7 @@ class Workspace:
         path = self.folder / _RUN_FILE
         if not path.is_file():
             raise InputError(f"--resume_from_checkpoint: {self.folder} holds no run ({_RUN_FILE} is missing).")
-        earlier = read_json(path)
-        earlier = _NEW_SETTINGS | earlier
+        earlier = _DEFAULTS | read_json(path)  # a run of an earlier release does not name what came later
         changed = [key for key in settings if key not in earlier or earlier[key] != settings[key]]
         if changed:
             listed = ", ".join(f"{key} was {earlier.get(key)!r}, is {settings[key]!r}" for key in changed[:5])

@@ -313,7 +313,8 @@ def test_a_run_of_an_earlier_release_had_the_settings_that_it_does_not_name(refu
     Workspace(options["output_dir"]).open(arguments, "fingerprint", None)
     path = options["output_dir"] / "run.json"
     settings = read_json(path)
-    del settings["noise_kind"], settings["noise_class_column"]
+    for name in ("noise_kind", "noise_class_column", "forget_window", "negative_rank"):
+        del settings[name]
     write_json(path, settings)
     assert_names(refused(resume_from_checkpoint="true"), "has changed")  # the data, and no setting
     line = refused(resume_from_checkpoint="true", noise_share=0.3, noise_kind="hard")
