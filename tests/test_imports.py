@@ -23,6 +23,7 @@ ALLOWED = {
     "distributed": set(),
     "adapters": set(),
     "low_rank": set(),
+    "recommended": set(),
     "modeling": {"adapters", "low_rank"},
     "interpolation": set(),
     "config": set(),

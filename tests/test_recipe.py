@@ -403,7 +403,7 @@ def test_too_many_unreadable_images(recipe, scenes, tmp_path, monkeypatch, capfd
     assert read_strictly(output / "data_health.json")["reasons"] == {"undecodable": 24}
 
 
-def test_two_processes_give_the_result_of_one(recipe, scenes, clip_folder, tmp_path, launch, command, distance):
+def test_two_processes_give_the_result_of_one(scenes, clip_folder, tmp_path, launch, command, distance):
     """The second process cannot use a single record of its part of the second batch, and still takes part."""
     second = epoch_order(96, seed=42, epoch=0)[16 + 8 : 16 + 16].tolist()
     path = with_unreadable_images(scenes, second, tmp_path)
@@ -415,7 +415,8 @@ def test_two_processes_give_the_result_of_one(recipe, scenes, clip_folder, tmp_p
         "learning_rate": 1e-3,
         "negative_prompt_learning_rate": 1e-3,
     }
-    one = recipe("one", **changes)
+    one = tmp_path / "one"
+    launch(1, "recipes/ncu.py", *command(one, **changes))
     done = launch(2, "recipes/ncu.py", *command(tmp_path / "two", **changes))
     assert distance(tmp_path / "two", one) < 1e-4
     before, after = load_file(clip_folder / "model.safetensors"), load_file(one / "model.safetensors")

@@ -1,0 +1,57 @@
+"""docs/evidence.md says what the numbers beside it say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+TEXT = (DOCS / "evidence.md").read_text(encoding="utf-8")
+SECTIONS = {"scenes": "### Scenes", "emoji": "### Emoji"}
+ROW = re.compile(r"^\| `(\w+)` \| ([\d.]+) ± ([\d.]+) \|[^|]*\| ([\d.]+) ± ([\d.]+) \|", flags=re.MULTILINE)
+
+
+def numbers(study: str) -> dict:
+    return json.loads((DOCS / "evidence" / study / "comparison.json").read_text(encoding="utf-8"))
+
+
+def rows(study: str) -> list[tuple[str, ...]]:
+    section = TEXT.split(SECTIONS[study])[1].split("\n##")[0]
+    return ROW.findall(section)
+
+
+@pytest.mark.parametrize("study", SECTIONS)
+def test_tables_are_those_of_the_json(study):
+    summary = {
+        (one["entry"], one["metric"]): (one["mean"], one["sd"])
+        for one in numbers(study)["summary"]
+        if one["noise_share"] == 0.4
+    }
+    found = rows(study)
+    assert {"reference", "clip", "ncu", "clip_retained", "sdd"} <= {row[0] for row in found}
+    for entry, *told in found:
+        stored = (*summary[entry, "mean_recall"], *summary[entry, "zero_shot"])
+        assert told == [f"{100 * value:.1f}" for value in stored], entry
+
+
+@pytest.mark.parametrize("study", SECTIONS)
+def test_every_number_is_of_three_seeds_at_least(study):
+    seeds: dict[tuple[float, str], set[int]] = {}
+    for run in numbers(study)["runs"]:
+        seeds.setdefault((run["noise_share"], run["entry"]), set()).add(run["seed"])
+    assert {cell: len(found) for cell, found in seeds.items() if len(found) < 3} == {}
+
+
+@pytest.mark.parametrize("study", SECTIONS)
+def test_numbers_name_no_machine(study):
+    text = (DOCS / "evidence" / study / "comparison.json").read_text(encoding="utf-8")
+    assert re.findall(r'"/[a-z]+/[^"]*"', text) == []
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", TEXT)
+    assert targets
+    assert [target for target in targets if not (DOCS / target).exists()] == []
