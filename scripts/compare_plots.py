@@ -64,17 +64,17 @@ def shown_noise_share(numbers: dict[str, Any]) -> float:
 
 
 def plot_noise(numbers: dict[str, Any], path: Path) -> Path | None:
-    """Mean over seeds against the share of noise, with a band of one deviation; two noise shares at least."""
+    """Mean over seeds against the share of noise, with a band of one deviation, of entries at two shares at least."""
     parts = set(numbers["comparison"]["parts"].values())
-    panels = {
-        metric: _curves(
+    panels = {}
+    for metric in METRICS:
+        curves = _curves(
             (row["entry"], 100 * row["noise_share"], row)
             for row in numbers["summary"]
             if row["metric"] == metric and row["entry"] not in parts
         )
-        for metric in METRICS
-    }
-    if max((len(points) for curves in panels.values() for points in curves.values()), default=0) < 2:
+        panels[metric] = {name: points for name, points in curves.items() if len(points) > 1}
+    if not any(panels.values()):
         return None
     return _plot_curves(panels, "percent of the captions shuffled", path)
 
