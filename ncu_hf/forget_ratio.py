@@ -66,12 +66,12 @@ def resolve_forget_ratio(run: Run) -> None:
     """
     if not run.arguments.training.estimate_forget_ratio:
         return
-    path = run.workspace.forget_ratio
-    if not path.is_file():
-        found = _estimate(run)
-        if run.arguments.training.should_save:
-            write_json(path, found._asdict())
-    found: dict[str, Any] = gather_json(read_json(path) if path.is_file() else None, run.arguments.training.device)[0]
+    path, training = run.workspace.forget_ratio, run.arguments.training
+    # The first process decides: another machine may not see its folder, and the estimate is a collective.
+    kept = gather_json(read_json(path) if path.is_file() else None, training.device)[0]
+    found: dict[str, Any] = kept or gather_json(_estimate(run)._asdict(), training.device)[0]
+    if kept is None and training.should_save:
+        write_json(path, found)
     run.arguments.method.forget_ratio = found["forget_ratio"]
     logger.info(
         "Forget ratio: %.3f, estimated from %d pairs (separation %.2f).",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ncu_hf.config import MethodArguments
 from ncu_hf.objectives.base import Objective
 from ncu_hf.objectives.statistics import selection_statistics
 from ncu_hf.selection import clean_confidence, split_batch, split_by_recent
@@ -29,7 +30,7 @@ class ForgettingObjective(Objective):
     settings = ("formulation", "forget_ratio", "forget_window")
     _RECENT = "recent_confidence"
 
-    def __init__(self, arguments):
+    def __init__(self, arguments: MethodArguments):
         super().__init__(arguments)
         self._recent: list[Tensor] = []  # oldest first, one a batch
 

@@ -89,7 +89,7 @@ def open_pairs(
         noise_kind (`str`, *optional*, defaults to `"shuffled"`): In which way they are wrong.
         noise_class_column (`str`, *optional*): Column of a table, or field of the `.json` member, with the class of a
             pair, for the kind `hard`.
-        drop_mismatched (`bool`, *optional*, defaults to `False`): Leave out the pairs whose captions that made wrong.
+        drop_mismatched (`bool`, *optional*, defaults to `False`): Leave out the pairs that the noise made wrong.
         streaming (`bool`, *optional*): Read tars, parquet files and Hub data forwards, without an index or a local
             copy. By default known sets are; URLs always are, csv files and folders never.
         total_rows (`int`, *optional*): Rows of a stream as a whole, if the user knows better than its card.
