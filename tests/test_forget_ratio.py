@@ -66,3 +66,12 @@ def test_streams_are_refused_before_training(recipe, tmp_path):
     with pytest.raises(InputError, match="--estimate_forget_ratio needs data that can be indexed"):
         recipe("run", estimate_forget_ratio="true", streaming="true", train_pairs=96)
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_have_the_estimate_of_one_and_keep_it(recipe, launch, command, tmp_path):
+    steps = {"estimate_forget_ratio": "true", "negative_prompt_max_steps": 2, "max_steps": 2}
+    one = read_json(recipe("one", **steps) / "forget_ratio.json")
+    launch(2, "recipes/ncu.py", *command(tmp_path / "two", **steps))
+    assert read_json(tmp_path / "two" / "forget_ratio.json") == pytest.approx(one)
+    done = launch(2, "recipes/ncu.py", *command(tmp_path / "two", **steps, resume_from_checkpoint="true"))
+    assert done.returncode == 0
