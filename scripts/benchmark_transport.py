@@ -6,6 +6,7 @@ import argparse
 import math
 
 import torch
+from benchmark_references import textbook_loop
 from benchmark_timing import Benchmark, Row, Tables, medians
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -41,36 +42,6 @@ def clip_like_cost(n: int, common: float, seed: int = 0, width: int = 512) -> tu
 
 def _perpendicular(vectors: Tensor, axes: Tensor) -> Tensor:
     return normalize(vectors - (vectors * axes).sum(1, keepdim=True) * axes, dim=1)
-
-
-def textbook_loop(cost: Tensor, mask: Tensor, entropy: float, rebuild: bool) -> tuple[Tensor, int]:
-    """Log-domain Sinkhorn to the released tolerance, the yardstick: two logsumexp and a host check per iteration.
-
-    Args:
-        cost (`torch.Tensor`): (R, C).
-        mask (`torch.Tensor`): (R, C) bool.
-        entropy (`float`): ε.
-        rebuild (`bool`): Form (u + v - C) / ε and mask it at each half step, as the widely copied loop does; else
-            divide and mask once and add only the other side's potential, the leanest way to write it.
-    """
-    rows, columns = cost.shape
-    closed = ~mask
-    u, v = cost.new_zeros(rows), cost.new_zeros(columns)
-    scaled = (cost / -entropy).masked_fill(closed, -torch.inf)
-
-    def logits() -> Tensor:
-        return ((u[:, None] + v - cost) / entropy).masked_fill(closed, -torch.inf)
-
-    for done in range(1, 101):
-        before = u
-        if rebuild:
-            u = entropy * (-math.log(rows) - torch.logsumexp(logits(), 1)) + u
-            v = entropy * (-math.log(columns) - torch.logsumexp(logits(), 0)) + v
-        else:
-            u = entropy * (-math.log(rows) - torch.logsumexp(scaled + v / entropy, 1))
-            v = entropy * (-math.log(columns) - torch.logsumexp(scaled + u[:, None] / entropy, 0))
-        if (u - before).abs().sum().item() < 1e-4 or done == 100:
-            return logits().exp(), done
 
 
 def _transport_flags(parser: argparse.ArgumentParser) -> None:
