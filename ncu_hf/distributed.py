@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,98 @@ def gather_rows(local: Tensor, sizes: list[int]) -> Tensor:
     blocks = [torch.empty_like(padded) for _ in range(processes)]
     dist.all_gather(blocks, padded)
     return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of a global batch that this process holds, and the collectives that make one batch of them.
+
+    A matrix of N rows is spread over the processes by its rows; what has one entry a column is the same on all. Every
+    process calls the same methods in the same order. Gradients are exact under one rule: what [`all_rows`] returns
+    meets rows of this process alone (as in `own @ all.T`), and what [`sum`] returns is the same on all processes, a
+    part of one loss that all of them hold.
+
+    Args:
+        sizes (`tuple[int, ...]`): Rows of each process.
+        rank (`int`): Which of them this process is.
+    """
+
+    sizes: tuple[int, ...]
+    rank: int = 0
+
+    @classmethod
+    def of(cls, rows: int, device: torch.device) -> Shard:
+        """The shard of a process with this many rows; a collective."""
+        return cls(tuple(gather_sizes(rows, device)), world()[0])
+
+    @classmethod
+    def whole(cls, rows: int) -> Shard:
+        """A batch that this process holds alone: no method talks to another."""
+        return cls((rows,))
+
+    @property
+    def n(self) -> int:
+        """N, rows of the global batch."""
+        return sum(self.sizes)
+
+    @property
+    def start(self) -> int:
+        """Rows of the global batch before the first of this process."""
+        return sum(self.sizes[: self.rank])
+
+    @property
+    def rows(self) -> slice:
+        """Where this process's rows are in the global batch."""
+        return slice(self.start, self.start + self.sizes[self.rank])
+
+    def all_rows(self, local: Tensor) -> Tensor:
+        """(sizes[rank], ...) -> (N, ...), with gradient."""
+        return local if len(self.sizes) == 1 else _AllRows.apply(local, self)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over the processes; the gradient is that of this process's part."""
+        return value if len(self.sizes) == 1 else _Sum.apply(value)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the global batch of one value a row, (sizes[rank],) -> 0-dim, with gradient."""
+        return self.sum(values.sum()) / self.n
+
+    @torch.no_grad()
+    def largest(self, value: Tensor) -> Tensor:
+        """Maximum over the processes."""
+        if len(self.sizes) > 1:
+            value = value.clone()
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
+
+
+class _AllRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: Tensor, shard: Shard) -> Tensor:
+        ctx.shard = shard
+        return gather_rows(local, list(shard.sizes))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        sizes = ctx.shard.sizes
+        parts = gradient.new_zeros(len(sizes), max(sizes), *gradient.shape[1:])  # equal shapes for the collective
+        for part, own in zip(parts, gradient.split(sizes), strict=True):
+            part[: len(own)] = own
+        total = torch.empty_like(parts[0])
+        dist.reduce_scatter(total, list(parts))
+        return total[: sizes[ctx.shard.rank]], None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 @torch.no_grad()

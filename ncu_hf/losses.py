@@ -40,48 +40,64 @@ def _cross_entropies(
     return F.cross_entropy(logits, target, **options), F.cross_entropy(logits.T, target, **options)
 
 
-def separation_loss(text_embeds: Tensor, negative_embeds: Tensor, margin_low: float, margin_high: float) -> Tensor:
-    """L_sep (eq. 3): mean hinge that holds ⟨t_i, n_i⟩ inside [margin_low, margin_high]."""
+def separation_losses(text_embeds: Tensor, negative_embeds: Tensor, margin_low: float, margin_high: float) -> Tensor:
+    """The terms whose mean is L_sep (eq. 3), (N,): the hinge that holds ⟨t_i, n_i⟩ inside [margin_low, margin_high]."""
     similarity = (text_embeds * negative_embeds).sum(dim=-1)
-    return (F.relu(margin_low - similarity) + F.relu(similarity - margin_high)).mean()
+    return F.relu(margin_low - similarity) + F.relu(similarity - margin_high)
 
 
-def distance_loss(text_embeds: Tensor, negative_embeds: Tensor) -> Tensor:
-    """Mean of 2 - ‖t_i - n_i‖₂: 0 where each negative is the opposite of its caption.
+def distance_losses(text_embeds: Tensor, negative_embeds: Tensor) -> Tensor:
+    """2 - ‖t_i - n_i‖₂, (N,): 0 where the negative is the opposite of its caption.
 
     Wang et al. 2023, "CLIPN for Zero-Shot OOD Detection", arXiv:2308.12213. Where t_i = n_i the gradient is 0.
     """
-    return (2 - torch.linalg.vector_norm(text_embeds - negative_embeds, dim=-1)).mean()
+    return 2 - torch.linalg.vector_norm(text_embeds - negative_embeds, dim=-1)
 
 
-def relation_loss(text_embeds: Tensor, negative_embeds: Tensor, formulation: str) -> Tensor:
-    """L_rel: negatives keep the relations of their captions.
+def relation_loss(
+    text_embeds: Tensor, negative_embeds: Tensor, all_texts: Tensor, all_negatives: Tensor, formulation: str
+) -> Tensor:
+    """L_rel: negatives keep the relations of their captions. The part of the given rows i, against all j:
 
     `"paper"` (eq. 4): (1/N) Σ_ij (⟨t_i, n_j⟩ - ⟨t_j, n_i⟩)². `"released"` (the authors' code):
     (1/N) Σ_ij (⟨t_i, t_j⟩ - ⟨n_i, n_j⟩)².
+
+    Args:
+        text_embeds, negative_embeds (`Tensor`): (B, D), rows i: some of all, or all.
+        all_texts, all_negatives (`Tensor`): (N, D).
+        formulation (`str`): `"released"` or `"paper"`.
     """
     if formulation == "released":
-        difference = text_embeds @ text_embeds.T - negative_embeds @ negative_embeds.T
+        difference = text_embeds @ all_texts.T - negative_embeds @ all_negatives.T
     else:
-        cross = text_embeds @ negative_embeds.T
-        difference = cross - cross.T
-    return difference.square().sum() / text_embeds.shape[0]
+        difference = text_embeds @ all_negatives.T - negative_embeds @ all_texts.T
+    return difference.square().sum() / len(all_texts)
 
 
 def matching_losses(
-    image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor, log_scale: Tensor
+    all_images: Tensor, text_embeds: Tensor, negative_embeds: Tensor, own: Tensor, log_scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The two halves of L_itm (eq. 5, with the minus signs that the printed equation lacks).
+    """The two halves of L_itm (eq. 5, with the minus signs that the printed equation lacks), of the given rows i.
 
     Captions match their own image and no other; negatives match every image but their own:
-    (1/N) Σ_ij -log σ(m_ij s⟨t_i, v_j⟩) and (1/N) Σ_ij -log σ(-m_ij s⟨n_i, v_j⟩), m_ij = +1 on the diagonal, else -1.
+    (1/N) Σ_ij -log σ(m_ij s⟨t_i, v_j⟩) and (1/N) Σ_ij -log σ(-m_ij s⟨n_i, v_j⟩), m_ij = +1 for the own image, else -1.
+
+    Args:
+        all_images (`Tensor`): (N, D).
+        text_embeds, negative_embeds (`Tensor`): (B, D), rows i: some of all, or all.
+        own (`Tensor`): (B,) int64, which image is that of each row.
+        log_scale (`Tensor`): 0-dim.
     """
-    n = image_embeds.shape[0]
-    sign = 2 * torch.eye(n, dtype=image_embeds.dtype, device=image_embeds.device) - 1
     scale = log_scale.exp()
-    positive = -F.logsigmoid(sign * scale * (text_embeds @ image_embeds.T)).sum() / n
-    negative = -F.logsigmoid(-sign * scale * (negative_embeds @ image_embeds.T)).sum() / n
+    positive = -F.logsigmoid(_signed_logits(text_embeds, all_images, own, scale)).sum() / len(all_images)
+    negative = -F.logsigmoid(_signed_logits(negative_embeds, all_images, own, -scale)).sum() / len(all_images)
     return positive, negative
+
+
+def _signed_logits(embeds: Tensor, all_images: Tensor, own: Tensor, scale: Tensor) -> Tensor:
+    """m_ij s⟨e_i, v_j⟩, (B, N)."""
+    matched = (embeds * all_images[own]).sum(dim=1, keepdim=True)
+    return (-scale * (embeds @ all_images.T)).scatter_(1, own[:, None], scale * matched)
 
 
 def extended_similarity(image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ncu_hf.distributed import Shard
+from ncu_hf.partitions import column_log_partition, row_log_partition
+
 
 @torch.no_grad()
 def clean_confidence(image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, formulation: str) -> Tensor:
@@ -14,18 +17,36 @@ def clean_confidence(image_embeds: Tensor, text_embeds: Tensor, log_scale: Tenso
         image_embeds (`Tensor`): (N, D) unit vectors v.
         text_embeds (`Tensor`): (N, D) unit vectors t.
         log_scale (`Tensor`): 0-dim, log of s = 1/τ.
-        formulation (`str`): `"paper"`: eq. 2, the mean of the softmax over the texts of row i and the softmax over the
-            images of column i, both at (i, i). `"released"`: the first of the two alone, as in the authors' code.
+        formulation (`str`): As in [`similarity_confidence`].
 
     Returns:
         `Tensor`: (N,) in [0, 1], at least float32, without gradient.
     """
-    logits = log_scale.exp() * (promote(image_embeds) @ promote(text_embeds).T)
-    diagonal = logits.diagonal()
-    over_texts = (diagonal - logits.logsumexp(dim=1)).exp()
-    if formulation == "released":
-        return over_texts
-    return (over_texts + (diagonal - logits.logsumexp(dim=0)).exp()) / 2
+    similarity = promote(image_embeds) @ promote(text_embeds).T
+    return similarity_confidence(similarity, log_scale, formulation, Shard.whole(len(similarity)))
+
+
+@torch.no_grad()
+def similarity_confidence(similarity: Tensor, log_scale: Tensor, formulation: str, shard: Shard) -> Tensor:
+    """Match confidence ω of all pairs of a global batch, on every process.
+
+    Args:
+        similarity (`Tensor`): (B, N), ⟨v_i, t_j⟩ of this process's images.
+        log_scale (`Tensor`): 0-dim, log of s = 1/τ.
+        formulation (`str`): `"paper"`: eq. 2, the mean of the softmax over the texts of row i and the softmax over the
+            images of column i, both at (i, i). `"released"`: the first of the two alone, as in the authors' code.
+        shard (`Shard`): Whose rows these are.
+
+    Returns:
+        `Tensor`: (N,) in [0, 1], without gradient.
+    """
+    scale = log_scale.exp()
+    own = scale * similarity[:, shard.rows].diagonal()
+    confidence = (own - row_log_partition(similarity, scale)).exp()
+    if formulation == "paper":
+        over_images = (own - column_log_partition(similarity, scale, shard)[shard.rows]).exp()
+        confidence = (confidence + over_images) / 2
+    return shard.all_rows(confidence)
 
 
 def split_batch(confidence: Tensor, forget_ratio: float) -> tuple[Tensor, Tensor]:

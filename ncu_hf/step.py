@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ncu_hf.distributed import gather_rows, gather_sizes, world
+from ncu_hf.distributed import Shard, gather_rows, gather_sizes, world
 from ncu_hf.modeling import Embeddings
 
 Encode = Callable[[dict[str, Tensor]], tuple[Embeddings, Tensor]]
-ObjectiveFunction = Callable[[Tensor, Tensor, Tensor | None, Tensor], dict[str, Tensor]]
+ObjectiveFunction = Callable[[Tensor, Tensor, Tensor | None, Tensor, Shard], dict[str, Tensor]]
 
 
 def total_loss(losses: dict[str, Tensor]) -> Tensor:
@@ -36,13 +36,14 @@ def two_stage_backward(
     check: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
     rows: int | None = None,
+    sharded: bool = False,
 ) -> dict[str, Tensor]:
     """Accumulate in the parameters the gradient of the loss of the global batch.
 
-    1. Encode the chunks without graph, gather the embeddings of all processes, compute the objective on the global
-       batch and its gradient with respect to this process's rows and to log s.
-    2. Encode each chunk again, with graph, and drive its rows' gradient back through the towers. (A single chunk is
-       encoded once, with graph.)
+    1. Encode the chunks, the last one with graph; compute the objective on the embeddings of all processes, and its
+       gradient with respect to this process's rows and to log s.
+    2. Drive the last chunk's part of the gradient back through the towers; then encode each other chunk again, with
+       graph, and do the same.
 
     Memory for activations is that of one chunk (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
     Memory Limited Setup", arXiv:2101.06983). `DistributedDataParallel` averages over processes where the gradient of
@@ -51,36 +52,51 @@ def two_stage_backward(
     Args:
         encode (`Encode`): The (wrapped) model's forward: chunk -> (`Embeddings`, `logit_scale`). Deterministic.
         chunks (`Sequence[dict[str, Tensor]]`): This process's rows.
-        objective: Embeddings and log s -> losses and statistics.
+        objective: Embeddings, log s and the [`Shard`] that the embeddings are -> losses and statistics.
         backward: Runs a scalar's backward pass (a gradient scaler may hide behind it).
         check: Called with the loss before any gradient is accumulated; raises to refuse the step.
-        no_sync: Context in which a backward pass does not synchronise; used for all chunks but the last.
+        no_sync: Context in which a pass does not synchronise; used for all chunks but the one that comes last.
         rows (`int`, *optional*): Number of leading rows that count, all by default; 0 lets a process without a usable
             record take part in the collectives.
+        sharded (`bool`, *optional*, defaults to `False`): `objective` takes this process's rows, and talks to the other
+            processes itself; else the embeddings of the global batch are gathered for it.
 
     Returns:
         `dict[str, Tensor]`: what `objective` returned, detached.
     """
-    single = len(chunks) == 1
-    with torch.set_grad_enabled(single):
-        encoded = [encode(chunk) for chunk in chunks]
-    local = _concatenate([embeddings for embeddings, _ in encoded], rows)
-    outputs, gradients, scale_gradient = _objective_gradients(objective, local, encoded[-1][1].detach(), check)
 
-    _, processes = world()
-    start = 0
-    for position, chunk in enumerate(chunks):
-        last = position == len(chunks) - 1
-        with nullcontext() if last else no_sync():
-            embeddings, log_scale = encoded[0] if single else encode(chunk)
-            surrogate = log_scale * scale_gradient if last else log_scale * 0
-            for embeds, gradient in zip(embeddings, gradients, strict=True):
-                if embeds is not None:
-                    own = gradient[start : start + len(embeds)]
-                    surrogate = surrogate + processes * (embeds[: len(own)] * own).sum()
-            backward(surrogate)
-        start += len(embeddings.image)
+    def synchronised(yes: bool) -> AbstractContextManager:
+        return nullcontext() if yes else no_sync()
+
+    *earlier, last = chunks
+    with torch.no_grad():
+        encoded = [encode(chunk)[0] for chunk in earlier]
+    with torch.enable_grad(), synchronised(not earlier):
+        embeddings, log_scale = encode(last)
+    local = _concatenate([*encoded, embeddings], rows)
+    outputs, gradients, scale_gradient = _objective_gradients(objective, local, log_scale.detach(), check, sharded)
+
+    start = sum(len(part.image) for part in encoded)
+    with synchronised(not earlier):
+        backward(_surrogate(embeddings, gradients, start) + log_scale * scale_gradient)
+    for position in reversed(range(len(earlier))):
+        start -= len(encoded[position].image)
+        with synchronised(position == 0):
+            embeddings, log_scale = encode(earlier[position])
+            # Every parameter has a part in every pass, as `DistributedDataParallel` expects.
+            backward(_surrogate(embeddings, gradients, start) + log_scale * 0)
     return outputs
+
+
+def _surrogate(embeddings: Embeddings, gradients: Sequence[Tensor | None], start: int) -> Tensor:
+    """A scalar whose gradient is W times that of the loss, with respect to the rows from `start` on."""
+    _, processes = world()
+    total = 0
+    for embeds, gradient in zip(embeddings, gradients, strict=True):
+        if embeds is not None:
+            own = gradient[start : start + len(embeds)]
+            total = total + processes * (embeds[: len(own)] * own).sum()
+    return total
 
 
 def pad_empty(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -118,19 +134,24 @@ def _concatenate(chunks: Sequence[Embeddings], rows: int | None) -> Embeddings:
 
 
 def _objective_gradients(
-    objective: ObjectiveFunction, local: Embeddings, log_scale: Tensor, check: Callable[[Tensor], None]
+    objective: ObjectiveFunction,
+    local: Embeddings,
+    log_scale: Tensor,
+    check: Callable[[Tensor], None],
+    sharded: bool,
 ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
     """Objective on the global batch; gradients with respect to this process's rows, and to log s."""
-    rank, _ = world()
-    sizes = gather_sizes(len(local.image), local.image.device)
-    leaves = [None if rows is None else gather_rows(rows, sizes).requires_grad_() for rows in local]
+    shard = Shard.of(len(local.image), local.image.device)
+    given = [embeds if embeds is None or sharded else gather_rows(embeds, list(shard.sizes)) for embeds in local]
+    leaves = [None if embeds is None else embeds.requires_grad_() for embeds in given]
     log_scale = log_scale.clone().requires_grad_()
     with torch.enable_grad():
-        outputs = objective(*leaves, log_scale)
+        outputs = objective(*leaves, log_scale, shard if sharded else Shard.whole(shard.n))
         loss = total_loss(outputs)
     check(loss.detach())
     wanted = [leaf for leaf in leaves if leaf is not None] + [log_scale]
     found = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
-    mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    mine = slice(None) if sharded else shard.rows
     gradients = [None if leaf is None else next(found)[mine] for leaf in leaves]
-    return {key: value.detach() for key, value in outputs.items()}, gradients, next(found)
+    scale_gradient = shard.sum(next(found)) if sharded else next(found)
+    return {key: value.detach() for key, value in outputs.items()}, gradients, scale_gradient

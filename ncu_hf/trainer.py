@@ -34,7 +34,7 @@ from ncu_hf.checkpoint import (
 )
 from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.data import DataHealth, ImageTransform, PairLoader, Skipped, normalize
-from ncu_hf.distributed import barrier, gather_json
+from ncu_hf.distributed import Shard, barrier, gather_json
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.modeling import NCUModel, load_prompt
 from ncu_hf.objectives import Objective
@@ -164,6 +164,7 @@ class NCUTrainer(Trainer):
             check=partial(self._check_loss, inputs["keys"]),
             no_sync=partial(self.accelerator.no_sync, model),
             rows=rows,
+            sharded=self.objective.sharded,
         )
         loss = total_loss(outputs)
         self._metrics.add(outputs, samples=loaded * self.args.world_size, wait=self._loader_wait())
@@ -212,15 +213,21 @@ class NCUTrainer(Trainer):
         )
 
     def _losses(
-        self, beside: list[Beside], image: Tensor, text: Tensor, negative: Tensor | None, log_scale: Tensor
+        self,
+        beside: list[Beside],
+        image: Tensor,
+        text: Tensor,
+        negative: Tensor | None,
+        log_scale: Tensor,
+        shard: Shard,
     ) -> dict[str, Tensor]:
         """The objective, on embeddings that it is made for."""
-        if not len(image):
+        if not shard.n:
             return {"empty_loss": 0 * log_scale}  # no record of the global batch could be used: nothing is learned
-        total = log_scale + sum(embeds.sum() for embeds in (image, text, negative) if embeds is not None)
+        total = shard.sum(log_scale + sum(embeds.sum() for embeds in (image, text, negative) if embeds is not None))
         if not torch.isfinite(total):
             return {"embedding_loss": total}  # the transport solver would refuse it with less to say than `_check_loss`
-        return self.objective(image, text, negative, log_scale, *beside)
+        return self.objective(image, text, negative, log_scale, *beside, *([shard] if self.objective.sharded else []))
 
     def _loader_wait(self) -> float:
         return self.callback_handler.train_dataloader.last_wait_seconds

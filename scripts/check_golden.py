@@ -24,10 +24,11 @@ from torch import Tensor
 from ncu_hf.cli import run_main
 from ncu_hf.config import FORMULATIONS, MethodArguments
 from ncu_hf.errors import InputError
-from ncu_hf.losses import extended_similarity, relation_loss, separation_loss
+from ncu_hf.losses import extended_similarity, relation_loss, separation_losses
 from ncu_hf.objectives import Objective
+from ncu_hf.objectives.alignment import refine_alignment
 from ncu_hf.objectives.negative_prompt import NegativePromptObjective
-from ncu_hf.objectives.unlearning import UnlearningObjective, refine_alignment
+from ncu_hf.objectives.unlearning import UnlearningObjective
 from ncu_hf.selection import clean_confidence, split_batch
 from ncu_hf.step import total_loss
 
@@ -114,8 +115,9 @@ def hardest_negative(inputs: list[Tensor], arguments: MethodArguments) -> dict[s
     image, text, negative, log_scale = inputs
     confidence = clean_confidence(image, text, log_scale, arguments.formulation)
     forget, retain = split_batch(confidence, arguments.forget_ratio)
-    separation = separation_loss(text[retain], negative[retain], arguments.margin_low, arguments.margin_high)
-    relation = relation_loss(text[retain], negative[retain], arguments.formulation)
+    text, negative = text[retain], negative[retain]
+    separation = separation_losses(text, negative, arguments.margin_low, arguments.margin_high).mean()
+    relation = relation_loss(text, negative, text, negative, arguments.formulation)
     outputs, gradients = loss_and_gradients(NegativePromptObjective(arguments), inputs)
     return {
         "clean_confidence": confidence,
@@ -146,7 +148,7 @@ def unlearning(inputs: list[Tensor], arguments: MethodArguments) -> dict[str, Te
     return {
         "plan": alignment.row_plan.plan,
         "plan_v2t": alignment.row_plan.plan,
-        "plan_t2v": alignment.column_plan,
+        "plan_t2v": alignment.column_plan.plan.T,
         "target_v2t": alignment.row_target,
         "target_t2v": alignment.column_target,
         "loss_otr": outputs["alignment_loss"],

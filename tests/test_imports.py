@@ -17,8 +17,9 @@ ALLOWED = {
     "errors": set(),
     "citations": set(),
     "losses": set(),
-    "transport": set(),
-    "selection": set(),
+    "transport": {"distributed"},
+    "selection": {"distributed", "partitions"},
+    "partitions": {"distributed"},
     "mixture": set(),
     "distributed": set(),
     "adapters": set(),
@@ -31,7 +32,7 @@ ALLOWED = {
     "checkpoint": set(),
     "callbacks": {"modeling"},
     "step_metrics": set(),
-    "objectives": {"config", "losses", "mixture", "transport", "selection"},
+    "objectives": {"config", "distributed", "losses", "mixture", "partitions", "transport", "selection"},
     "step": {"distributed", "modeling"},
     "parameters": {"adapters", "config", "modeling", "objectives"},
     "data": set(),
@@ -53,7 +54,7 @@ ALLOWED = {
     "workspace": {"checkpoint", "cli", "config", "data"},
     "run": {"cli", "data", "distributed", "loading", "workspace"},
 }
-TORCH_ONLY = ("losses", "transport", "selection", "mixture", "step_metrics", "distributed")
+TORCH_ONLY = ("losses", "partitions", "transport", "selection", "mixture", "step_metrics", "distributed")
 
 
 def imports(path: Path) -> set[str]:

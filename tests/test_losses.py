@@ -15,7 +15,7 @@ from ncu_hf.losses import (
     extended_similarity,
     matching_losses,
     relation_loss,
-    separation_loss,
+    separation_losses,
 )
 
 N, D = 7, 5
@@ -59,20 +59,20 @@ def test_contrastive_loss_is_that_of_clip(make_clip):
     torch.testing.assert_close(found, outputs.loss)
 
 
-def test_separation_loss(leaves):
+def test_separation_losses(leaves):
     _, t, n = leaves
     expected = 0
     for i in range(N):
         x = t[i] @ n[i]
         expected = expected + (max(-0.7 - x, x * 0) + max(x + 0.2, x * 0)) / N
-    assert_same(separation_loss(t, n, -0.7, -0.2), expected, [t, n])
+    assert_same(separation_losses(t, n, -0.7, -0.2).mean(), expected, [t, n])
 
 
 @pytest.mark.parametrize(("similarity", "expected"), [(-1.0, 0.3), (-0.7, 0.0), (-0.4, 0.0), (-0.2, 0.0), (1.0, 1.2)])
-def test_separation_loss_at_and_around_the_margins(similarity, expected):
+def test_separation_losses_at_and_around_the_margins(similarity, expected):
     t = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     n = torch.tensor([[similarity, math.sqrt(1 - similarity**2)]], dtype=torch.float64)
-    assert separation_loss(t, n, -0.7, -0.2).item() == pytest.approx(expected, abs=1e-12)
+    assert separation_losses(t, n, -0.7, -0.2).item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("formulation", ["released", "paper"])
@@ -84,7 +84,9 @@ def test_relation_loss(formulation, leaves):
             released = t[i] @ t[j] - n[i] @ n[j]
             paper = t[i] @ n[j] - t[j] @ n[i]
             expected = expected + (released if formulation == "released" else paper) ** 2 / N
-    assert_same(relation_loss(t, n, formulation), expected, [t, n])
+    assert_same(relation_loss(t, n, t, n, formulation), expected, [t, n])
+    parts = [relation_loss(t[rows], n[rows], t, n, formulation) for rows in (slice(0, 3), slice(3, N))]
+    assert_same(sum(parts), expected, [t, n])
 
 
 @pytest.mark.parametrize("log_scale", SCALES)
@@ -97,8 +99,12 @@ def test_matching_losses(log_scale, leaves):
             m = 1 if i == j else -1
             positive = positive - F.logsigmoid(m * s.exp() * (t[i] @ v[j])) / N
             negative = negative - F.logsigmoid(-m * s.exp() * (n[i] @ v[j])) / N
-    for found, expected in zip(matching_losses(v, t, n, s), (positive, negative), strict=True):
+    own = torch.arange(N)
+    for found, expected in zip(matching_losses(v, t, n, own, s), (positive, negative), strict=True):
         assert_same(found, expected, [*leaves, s])
+    parts = [matching_losses(v, t[rows], n[rows], own[rows], s) for rows in (slice(0, 3), slice(3, N))]
+    for found, expected in zip(zip(*parts, strict=True), (positive, negative), strict=True):
+        assert_same(sum(found), expected, [*leaves, s])
 
 
 @pytest.mark.parametrize("formulation", ["released", "paper"])

@@ -341,8 +341,8 @@ def test_a_process_without_rows_takes_part():
     def encode(chunk: dict[str, Tensor]) -> tuple[Embeddings, Tensor]:
         return Embeddings(chunk["x"] * weight, chunk["x"] + weight, None), log_scale
 
-    def objective(image, text, negative, scale) -> dict[str, Tensor]:
-        sizes.append((len(image), len(text), negative))
+    def objective(image, text, negative, scale, shard) -> dict[str, Tensor]:
+        sizes.append((len(image), len(text), negative, shard.n))
         return {"some_loss": (image * text).sum() * scale}
 
     two_stage_backward(
@@ -353,7 +353,7 @@ def test_a_process_without_rows_takes_part():
         check=lambda loss: None,
         rows=0,
     )
-    assert sizes == [(0, 0, None)]
+    assert sizes == [(0, 0, None, 0)]
     assert weight.grad.equal(torch.zeros(3))
     assert log_scale.grad.item() == 0
 

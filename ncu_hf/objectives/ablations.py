@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ncu_hf.losses import distance_loss
+from ncu_hf.distributed import Shard
+from ncu_hf.losses import distance_losses
+from ncu_hf.objectives.alignment import RefinedAlignment, hard_alignment
 from ncu_hf.objectives.forgetting import ForgettingObjective
 from ncu_hf.objectives.negative_prompt import NegativePromptObjective
-from ncu_hf.objectives.unlearning import UnlearningObjective, hard_target, normalise_rows
+from ncu_hf.objectives.unlearning import UnlearningObjective
 from ncu_hf.selection import split_batch
 
 # The first two are the paper's examples; the others say the same in other words.
@@ -36,8 +38,8 @@ class MaxDistancePromptObjective(NegativePromptObjective):
 
     settings = (*ForgettingObjective.settings, "relation_weight", "negative_rank")
 
-    def opposition(self, text: Tensor, negative: Tensor) -> dict[str, Tensor]:
-        return {"distance_loss": self.arguments.relation_weight * distance_loss(text, negative)}
+    def opposition(self, text: Tensor, negative: Tensor, shard: Shard) -> dict[str, Tensor]:
+        return {"distance_loss": self.arguments.relation_weight * shard.mean(distance_losses(text, negative))}
 
 
 class MaxDistanceUnlearningObjective(UnlearningObjective):
@@ -45,8 +47,8 @@ class MaxDistanceUnlearningObjective(UnlearningObjective):
 
     settings = tuple(name for name in UnlearningObjective.settings if not name.startswith("margin_"))
 
-    def opposition(self, text: Tensor, negative: Tensor) -> dict[str, Tensor]:
-        return {"distance_loss": distance_loss(text, negative)}
+    def opposition(self, text: Tensor, negative: Tensor, shard: Shard) -> dict[str, Tensor]:
+        return {"distance_loss": shard.mean(distance_losses(text, negative))}
 
 
 class FalseNegativesObjective(UnlearningObjective):
@@ -61,8 +63,8 @@ class FalseNegativesObjective(UnlearningObjective):
     def split(self, confidence: Tensor) -> tuple[Tensor, Tensor]:
         return split_batch(confidence, 0.0)
 
-    def similarity(self, image: Tensor, text: Tensor, negative: Tensor) -> Tensor:
-        return image @ text.T
+    def similarity(self, image: Tensor, texts: Tensor, negative: Tensor) -> Tensor:
+        return image @ texts.T
 
 
 class FalsePositivesObjective(UnlearningObjective):
@@ -70,7 +72,5 @@ class FalsePositivesObjective(UnlearningObjective):
 
     settings = tuple(name for name in UnlearningObjective.settings if name not in ("plan_weight", "entropy"))
 
-    def targets(self, similarity: Tensor, forget: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        rows = hard_target(len(similarity), forget, similarity.dtype)
-        columns = normalise_rows(rows.T) if self.arguments.formulation == "paper" else rows.T
-        return rows, columns, {}
+    def align(self, similarity: Tensor, forget: Tensor, shard: Shard) -> RefinedAlignment:
+        return hard_alignment(similarity, forget, self.arguments.formulation, shard)

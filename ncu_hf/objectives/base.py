@@ -50,6 +50,9 @@ class Objective(ABC):
             caption; else it is the caption behind the negative prompt.
         needs_reference (`bool`): Whether the batch is also encoded by the frozen model that the run started from;
             [`__call__`] then takes [`ReferenceEmbeds`] as its last argument.
+        sharded (`bool`): Whether [`__call__`] takes the rows (B, D) of this process alone, with their [`Shard`] as its
+            last argument, so that its matrices are shared by the processes. Else it takes the rows (N, D) of the global
+            batch, and every process computes the same.
         needs_sample_weights (`bool`): Whether numbers are kept on every training pair, see `ncu_hf.samples`;
             [`__call__`] then takes [`SampleWeights`] as its last argument. Needs data that can be indexed.
 
@@ -61,6 +64,7 @@ class Objective(ABC):
     settings: ClassVar[tuple[str, ...]] = ()
     needs_negative_text: ClassVar[bool] = False
     negative_prefixes: ClassVar[tuple[str, ...]] = ()
+    sharded: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     needs_sample_weights: ClassVar[bool] = False
 
@@ -100,11 +104,11 @@ class Objective(ABC):
         """Losses and statistics of a global batch.
 
         Args:
-            image_embeds, text_embeds, negative_embeds (`Tensor`): (N, D) unit vectors; `negative_embeds` is `None`
-                where `needs_negative_text` is false.
+            image_embeds, text_embeds, negative_embeds (`Tensor`): (N, D) unit vectors, (B, D) where `sharded`;
+                `negative_embeds` is `None` where `needs_negative_text` is false.
             log_scale (`Tensor`): 0-dim, log of s.
 
         Returns:
-            `dict[str, Tensor]`: 0-dim tensors. Keys that end in `_loss` are summed, weights included; the others are
-            detached and logged.
+            `dict[str, Tensor]`: 0-dim tensors, the same on all processes. Keys that end in `_loss` are summed,
+            weights included; the others are detached and logged.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ncu_hf.distributed import Shard
 from ncu_hf.losses import contrastive_loss
 from ncu_hf.objectives.base import Objective
 from ncu_hf.objectives.forgetting import ForgettingObjective
@@ -37,7 +38,7 @@ class RetainedClipObjective(ForgettingObjective, ClipObjective):
         self, image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor | None, log_scale: Tensor
     ) -> dict[str, Tensor]:
         image, text = promote(image_embeds), promote(text_embeds)
-        chosen = self.choose(image, text, log_scale)
+        chosen = self.choose((image @ text.T).detach(), log_scale, Shard.whole(len(image)))
         return {
             "contrastive_loss": contrastive_loss(image[chosen.retain], text[chosen.retain], log_scale),
             **chosen.statistics,

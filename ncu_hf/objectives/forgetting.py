@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ncu_hf.config import MethodArguments
+from ncu_hf.distributed import Shard
 from ncu_hf.objectives.base import Objective
 from ncu_hf.objectives.statistics import selection_statistics
-from ncu_hf.selection import clean_confidence, split_batch, split_by_recent
+from ncu_hf.selection import similarity_confidence, split_batch, split_by_recent
 
 
 class Split(NamedTuple):
@@ -34,14 +35,15 @@ class ForgettingObjective(Objective):
         super().__init__(arguments)
         self._recent: list[Tensor] = []  # oldest first, one a batch
 
-    def choose(self, image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor) -> Split:
-        """Split a batch by the clean confidence of its pairs.
+    def choose(self, similarity: Tensor, log_scale: Tensor, shard: Shard) -> Split:
+        """Split the global batch by the clean confidence of its pairs.
 
         Args:
-            image_embeds, text_embeds (`Tensor`): (N, D) unit vectors.
+            similarity (`Tensor`): (B, N), ⟨v_i, t_j⟩ of this process's images, without gradient.
             log_scale (`Tensor`): 0-dim, log of s.
+            shard (`Shard`): Whose rows these are.
         """
-        confidence = clean_confidence(image_embeds, text_embeds, log_scale, self.arguments.formulation)
+        confidence = similarity_confidence(similarity, log_scale, self.arguments.formulation, shard)
         forget, retain = self.split(confidence)
         return Split(forget, retain, selection_statistics(confidence, forget, retain))
 

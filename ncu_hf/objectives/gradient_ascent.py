@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ncu_hf.distributed import Shard
 from ncu_hf.losses import contrastive_loss
 from ncu_hf.objectives.clip import RetainedClipObjective
 from ncu_hf.selection import promote
@@ -26,7 +27,7 @@ class GradientAscentObjective(RetainedClipObjective):
         self, image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor | None, log_scale: Tensor
     ) -> dict[str, Tensor]:
         image, text = promote(image_embeds), promote(text_embeds)
-        forget, retain, statistics = self.choose(image, text, log_scale)
+        forget, retain, statistics = self.choose((image @ text.T).detach(), log_scale, Shard.whole(len(image)))
         forgotten = contrastive_loss(image[forget], text[forget], log_scale) if forget.numel() else 0 * log_scale
         return {
             "forget_loss": -forgotten,

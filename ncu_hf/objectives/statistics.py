@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ncu_hf.distributed import Shard
+from ncu_hf.partitions import row_blocks
 from ncu_hf.transport import TransportPlan
 
 
@@ -21,19 +23,27 @@ def selection_statistics(confidence: Tensor, forget: Tensor, retain: Tensor) -> 
 
 @torch.no_grad()
 def margin_statistics(
-    text_embeds: Tensor, negative_embeds: Tensor, margin_low: float, margin_high: float
+    text_embeds: Tensor, negative_embeds: Tensor, margin_low: float, margin_high: float, shard: Shard
 ) -> dict[str, Tensor]:
-    """Mean of ⟨t_i, n_i⟩ and the share of pairs inside the separation band."""
+    """Mean of ⟨t_i, n_i⟩ and the share of pairs inside the separation band, of the pairs (B, D) of all processes."""
     similarity = (text_embeds * negative_embeds).sum(dim=-1)
     inside = (similarity >= margin_low) & (similarity <= margin_high)
-    return {"text_negative_similarity": similarity.mean(), "margin_hits": inside.to(similarity.dtype).mean()}
+    return {
+        "text_negative_similarity": shard.mean(similarity),
+        "margin_hits": shard.mean(inside.to(similarity)),
+    }
 
 
 @torch.no_grad()
-def plan_statistics(transport: TransportPlan) -> dict[str, Tensor]:
+def plan_statistics(transport: TransportPlan, shard: Shard) -> dict[str, Tensor]:
     """Entropy of the plan in nats, the larger of its two marginal errors, and the iterations that it took."""
+    smallest = torch.finfo(transport.plan.dtype).tiny
+    entropy = torch.zeros_like(transport.row_error)
+    for rows in row_blocks(transport.plan):
+        block = transport.plan[rows]
+        entropy -= (block.clamp(min=smallest).log_() * block).sum()
     return {
-        "plan_entropy": -torch.xlogy(transport.plan, transport.plan).sum(),
+        "plan_entropy": shard.sum(entropy),
         "plan_marginal_error": torch.maximum(transport.row_error, transport.column_error),
         "plan_iterations": torch.tensor(float(transport.iterations)),
     }

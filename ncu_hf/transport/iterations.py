@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ncu_hf.transport.kernel import ScaledKernel
 
-_DEVICE_BLOCK = 10  # iterations between two looks at a flag that lives on an accelerator
+_DEVICE_BLOCK = 10  # steps between two looks at a flag that lives on an accelerator
 _WARM_UP = 2  # plain iterations before Newton steps and after a damped one
 _MAX_CONJUGATE_STEPS = 100
 _ACCURACY = 0.3  # of a Newton direction, at most; the root of the error where that is less
@@ -22,34 +22,56 @@ _DIRECT_RANGE = 64.0  # (max C - min C) / ε up to which no annealing is needed
 
 
 def _until_flagged(step: Callable[[], Tensor], limit: int, device: torch.device) -> None:
-    """Call `step` until the flag it returns is set, at most `limit` times.
+    """Call `step` until the flag it returns is set, at most `limit` times; it must change nothing once that is so.
 
-    An accelerator is asked for the flag once a block of calls, since each look waits for the device; `step` must
-    change nothing once its flag is set, so that the result does not depend on the size of the block.
+    The flag of an accelerator is looked at once a block of calls, and only when the next block is on its way: the
+    device does not wait for the host. All processes call `step` equally often, as its flag is the same on all.
     """
-    block = 1 if device.type == "cpu" else _DEVICE_BLOCK
+    block, lag = (1, 0) if device.type == "cpu" else (_DEVICE_BLOCK, 1)
+    looks: list[Callable[[], bool]] = []
     for start in range(0, limit, block):
         for _ in range(min(block, limit - start)):
             flag = step()
-        if flag.item():
+        looks.append(_look(flag))
+        if len(looks) > lag and looks.pop(0)():
             return
 
 
-class _PlainIteration:
-    """One Sinkhorn iteration, u then v, that stands still once it has stopped or the kernel must absorb."""
+def _look(flag: Tensor) -> Callable[[], bool]:
+    """Start to fetch a flag (0-dim); the function that is returned waits until it is here."""
+    if flag.device.type != "cuda":
+        return lambda: bool(flag)
+    stream, arrived = torch.cuda.current_stream(flag.device), torch.cuda.Event()
+    here = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+    arrived.record(stream)
 
-    def __init__(self, kernel: ScaledKernel, tolerance: float):
-        self.kernel, self.tolerance = kernel, tolerance
+    def wait() -> bool:
+        arrived.synchronize()
+        return bool(here)
+
+    return wait
+
+
+class _PlainIteration:
+    """One Sinkhorn iteration, u then v or v then u, that stands still once it has stopped or the kernel must absorb."""
+
+    def __init__(self, kernel: ScaledKernel, tolerance: float, first: str):
+        self.kernel, self.tolerance, self.first = kernel, tolerance, first
         self.count = torch.zeros((), dtype=torch.int64, device=kernel.a.device)
         self.stopped = torch.zeros((), dtype=torch.bool, device=kernel.a.device)
         self.halted = self.stopped
 
     def __call__(self) -> Tensor:
         kernel, held = self.kernel, self.halted
-        u = kernel.fit_rows(kernel.v)
-        v = kernel.fit_columns(u)
         # The logarithm of the ratio keeps its precision where a difference of logarithms would lose it.
-        moved = kernel.entropy * (u / kernel.u).log_().abs_().sum()
+        if self.first == "rows":
+            u = kernel.fit_rows(kernel.v)
+            v = kernel.fit_columns(u)
+            moved = kernel.entropy * kernel.shard.sum((u / kernel.u).log_().abs_().sum())
+        else:
+            v = kernel.fit_columns(kernel.u)
+            u = kernel.fit_rows(v)
+            moved = kernel.entropy * (v / kernel.v).log_().abs_().sum()
         self.count += ~held
         self.stopped = torch.where(held, self.stopped, moved < self.tolerance)
         self.halted = held | self.stopped | kernel.over_limit(u, v)
@@ -57,13 +79,15 @@ class _PlainIteration:
         return self.halted
 
 
-def plain(kernel: ScaledKernel, tolerance: float, max_iterations: int) -> tuple[int, bool]:
+def plain(kernel: ScaledKernel, tolerance: float, max_iterations: int, first: str) -> tuple[int, bool]:
     """Sinkhorn iterations (Cuturi 2013, arXiv:1306.0895) until sum |Δu| < `tolerance`, u in units of cost.
+
+    `first` is the side, `"rows"` or `"columns"`, that is fitted first, and whose potential is watched.
 
     Returns:
         `tuple[int, bool]`: iterations done, and whether the rule stopped them.
     """
-    step = _PlainIteration(kernel, tolerance)
+    step = _PlainIteration(kernel, tolerance, first)
     done = 0
     while done < max_iterations:
         _until_flagged(step, max_iterations - done, kernel.a.device)
@@ -82,9 +106,9 @@ def start_from_zero_potentials(kernel: ScaledKernel) -> None:
     g = 0 and decide its sum, and a row with so large an f moves far more than any tolerance.
     """
     log_limit = -kernel.log_floor
-    f = torch.nn.functional.pad(kernel.f, (0, kernel.padding))
-    kernel.u = (-f / kernel.entropy).clamp_(-log_limit, log_limit).exp_()
-    kernel.v = (-kernel.g / kernel.entropy).exp_()
+    kernel.u, kernel.v = (
+        (-potential / kernel.entropy).clamp_(-log_limit, log_limit).exp_() for potential in (kernel.f, kernel.g)
+    )
 
 
 def annealing_levels(spread: float, entropy: float) -> list[float]:
@@ -125,7 +149,7 @@ def _newton(kernel: ScaledKernel, tolerance: float, max_iterations: int) -> None
         if kernel.over_limit(kernel.u, kernel.v):
             kernel.absorb()
             residual, row_sums = _residual(kernel, kernel.u, kernel.v)
-        error = float(residual.abs().sum())
+        error = float(kernel.shard.sum(residual.abs().sum()))
         stale = 0 if error < 0.9 * best else stale + 1
         best = min(best, error)
         if error <= tolerance or stale > _PATIENCE:
@@ -149,7 +173,7 @@ def _residual(kernel: ScaledKernel, u: Tensor, v: Tensor) -> tuple[Tensor, Tenso
     """
     row_sums = u * (kernel.row_products(v) + kernel.idle_rows)
     residual = row_sums - kernel.a
-    return residual - (kernel.a - kernel.idle_rows) * residual.sum(), row_sums
+    return residual - (kernel.a - kernel.idle_rows) * kernel.shard.sum(residual.sum()), row_sums
 
 
 def _newton_direction(
@@ -161,25 +185,26 @@ def _newton_direction(
     # keeps the rounding of that difference from making the curvature negative.
     row_sums = row_sums * (1 + _SHIFT * torch.finfo(u.dtype).eps)
     diagonal = kernel.schur_diagonal(u, kernel.v) + row_sums * (_SHIFT * torch.finfo(u.dtype).eps)
-    norm = residual.abs().sum()
+    total = kernel.shard.sum
+    norm = total(residual.abs().sum())
     goal = torch.maximum(accuracy * norm, torch.clamp(0.5 * norm, max=tolerance))
     solution, rest = torch.zeros_like(residual), -residual
     search = rest / diagonal
-    power = rest @ search
+    power = total(rest @ search)
     done = torch.zeros((), dtype=torch.bool, device=u.device)
 
     def step() -> Tensor:
         nonlocal search, power, done
         image = row_sums * search - u * kernel.row_products(weights * kernel.column_products(u * search))
-        curvature = search @ image
+        curvature = total(search @ image)
         # A curvature lost in rounding ends the solve: the steps so far are a descent direction already.
         done = done | (curvature <= 0)
         length = torch.where(done, 0.0, power / curvature)
         solution.add_(search * length)
         rest.sub_(image * length)
         scaled = rest / diagonal
-        new_power = rest @ scaled
-        done = done | (rest.abs().sum() < goal) | (new_power <= 0)
+        new_power, left = total(torch.stack([rest @ scaled, rest.abs().sum()]))
+        done = done | (left < goal) | (new_power <= 0)
         search = torch.where(done, search, scaled + search * (new_power / power))
         power = torch.where(done, power, new_power)
         return done
@@ -193,13 +218,13 @@ def _search(kernel: ScaledKernel, residual: Tensor, direction: Tensor) -> tuple[
 
     The slope, not the value, of the dual decides: near the solution float32 cannot tell its values apart.
     """
-    slope = float(residual @ direction)
+    slope = float(kernel.shard.sum(residual @ direction))
     length = 1.0
     while True:
         u = kernel.u * torch.exp(length * direction)
         v = kernel.fit_columns(u)
         new_residual, row_sums = _residual(kernel, u, v)
-        new_slope = float(new_residual @ direction)
+        new_slope = float(kernel.shard.sum(new_residual @ direction))
         if new_slope <= 0.5 * abs(slope) or length < 1e-3:
             break
         length *= max(0.1, abs(slope) / (abs(slope) + new_slope))

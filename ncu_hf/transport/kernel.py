@@ -6,7 +6,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold_
+from torch.nn.functional import pad, threshold_
+
+from ncu_hf.distributed import Shard
 
 # Products with the kernel are batched over blocks of rows: the CPU matrix-vector product of torch runs on one thread, a
 # batch of them on all; and a sum over few rows, then over blocks, carries less rounding error than one over all rows.
@@ -23,9 +25,10 @@ class ScaledKernel:
     correct at small ε (Schmitzer 2019, arXiv:1610.06519, section 3). A cell that falls below the kernel's floor is 0;
     the limit on the scalings keeps the mass so lost under 1e-16 a cell.
 
-    Rows are padded to a multiple of the number of row blocks. Padding and fully closed rows and columns are *idle*:
-    their kernel entries are 0 and their marginal 1 is met by a constant 1, so that they scale by 1 and nothing
-    divides by zero.
+    Each process holds some of the rows, and with them f, u and all else that has an entry a row; what has an entry a
+    column is the same on all. Rows are padded to a multiple of the number of row blocks. Padding and fully closed rows
+    and columns are *idle*: their kernel entries are 0 and their marginal 1 is met by a constant 1, so that they scale
+    by 1 and nothing divides by zero.
 
     Args:
         cost (`torch.Tensor`): (R, C), float32 or float64, finite. Read again at each `absorb`, never written.
@@ -33,36 +36,50 @@ class ScaledKernel:
         row_weights (`torch.Tensor`): (R,), positive. `row_marginals` holds them, 0 for idle rows, scaled to sum to 1.
         column_weights (`torch.Tensor`): (C,), likewise.
         entropy (`float`): ε > 0 in units of cost.
+        shard (`Shard`): Whose rows these are.
 
     Raises:
         ValueError: all cells are closed.
     """
 
     def __init__(
-        self, cost: Tensor, closed: Tensor | None, row_weights: Tensor, column_weights: Tensor, entropy: float
+        self,
+        cost: Tensor,
+        closed: Tensor | None,
+        row_weights: Tensor,
+        column_weights: Tensor,
+        entropy: float,
+        shard: Shard,
     ):
-        rows, columns = cost.shape
-        blocks = max(_FEWEST_BLOCKS, -(-rows // _MOST_ROWS))
-        height = -(-rows // blocks)
-        self.cost, self.closed, self.entropy = cost, closed, entropy
+        self.rows, columns = cost.shape
+        blocks = max(_FEWEST_BLOCKS, -(-self.rows // _MOST_ROWS))
+        height = max(1, -(-self.rows // blocks))
+        self.cost, self.closed, self.entropy, self.shard = cost, closed, entropy, shard
         self.blocks = cost.new_empty(blocks, height, columns)
-        self.matrix = self.blocks.view(-1, columns)[:rows]
-        self.padding = blocks * height - rows
-        self.blocks.view(-1, columns)[rows:].zero_()
+        self.padded = self.blocks.view(-1, columns)
         self.products = 0
         self.log_floor = 0.9 * math.log(torch.finfo(cost.dtype).tiny)
         self.limit = math.exp(-0.25 * self.log_floor)
         exponent = self._negated_cost()
-        self.f, self.row_marginals = _potential_and_marginals(exponent, row_weights, 1)
-        self.g, self.column_marginals = _potential_and_marginals(exponent.add_(self.f[:, None]), column_weights, 0)
-        self.a, self.idle_rows = _idle(torch.nn.functional.pad(self.row_marginals, (0, self.padding)))
+        self.f, idle = _potential(exponent.amax(1))
+        row_marginals = pad(row_weights, (0, len(idle) - self.rows)).masked_fill(idle, 0)
+        self.row_marginals = row_marginals / shard.sum(row_marginals.sum())
+        self.g, idle = _potential(shard.largest(exponent.add_(self.f[:, None]).amax(0)))
+        column_marginals = column_weights.masked_fill(idle, 0)
+        self.column_marginals = column_marginals / column_marginals.sum()
+        if idle.all():
+            raise ValueError("mask closes every cell: there is nothing to transport.")
+        self.a, self.idle_rows = _idle(self.row_marginals)
         self.b, self.idle_columns = _idle(self.column_marginals)
         self._exponentiate(exponent.add_(self.g))
 
     def _negated_cost(self) -> Tensor:
         # Copied first: a copy is fast whatever the strides of the cost, arithmetic on a transposed one is not.
-        exponent = self.matrix.copy_(self.cost).neg_()
-        return exponent if self.closed is None else exponent.masked_fill_(self.closed, -torch.inf)
+        exponent = self.padded[: self.rows].copy_(self.cost).neg_()
+        if self.closed is not None:
+            exponent.masked_fill_(self.closed, -torch.inf)
+        self.padded[self.rows :] = -torch.inf
+        return self.padded
 
     def _exponentiate(self, exponent: Tensor) -> None:
         # Exponents under the floor would give subnormal numbers, which are slow on CPU and imprecise everywhere.
@@ -71,14 +88,14 @@ class ScaledKernel:
 
     def absorb(self, entropy: float | None = None) -> None:
         """Move the scalings into the potentials and recompute the kernel, for another ε where one is given."""
-        self.f += self.entropy * self.u[: len(self.f)].log()
+        self.f += self.entropy * self.u.log()
         self.g += self.entropy * self.v.log()
         self.entropy = self.entropy if entropy is None else entropy
         self._exponentiate(self._negated_cost().add_(self.f[:, None]).add_(self.g))
 
     def over_limit(self, u: Tensor, v: Tensor) -> Tensor:
         """0-dim bool: whether it is time to absorb. Entries are at most 1, so neither u nor v gets small alone."""
-        return torch.maximum(u.max(), v.max()) > self.limit
+        return self.shard.largest(torch.maximum(u.max(), v.max())) > self.limit
 
     def row_products(self, v: Tensor) -> Tensor:
         """K v, (padded R,)."""
@@ -88,7 +105,7 @@ class ScaledKernel:
     def column_products(self, u: Tensor) -> Tensor:
         """Kᵀ u, (C,)."""
         self.products += 1
-        return torch.bmm(u.view(len(self.blocks), 1, -1), self.blocks).sum((0, 1))
+        return self.shard.sum(torch.bmm(u.view(len(self.blocks), 1, -1), self.blocks).sum((0, 1)))
 
     def fit_rows(self, v: Tensor) -> Tensor:
         """The u that gives the plan its row marginals."""
@@ -105,7 +122,7 @@ class ScaledKernel:
         would cancel.
         """
         self.products += 3  # its measured cost
-        kernel, weights = self.blocks.view(-1, self.blocks.shape[2]), v / self.b
+        kernel, weights = self.padded, v / self.b
         sums = []
         for start in range(0, len(kernel), _DIAGONAL_ROWS):
             rows = slice(start, start + _DIAGONAL_ROWS)
@@ -121,21 +138,22 @@ class ScaledKernel:
             refit (`bool`): Add a plain iteration on the plan itself. Its sums round less than the products with the
                 kernel, which alone leave the marginals of a float32 plan 1e-6 off at N = 4096.
         """
-        plan = self.matrix.mul_(self.u[: len(self.matrix), None]).mul_(self.v)
+        plan = self.padded.mul_(self.u[:, None]).mul_(self.v)
         if refit:
-            plan.mul_((self.row_marginals / (plan.sum(1) + self.idle_rows[: len(plan)]))[:, None])
-            plan.mul_(self.column_marginals / (plan.sum(0) + self.idle_columns))
-        return plan
+            plan.mul_((self.row_marginals / (plan.sum(1) + self.idle_rows))[:, None])
+            plan.mul_(self.column_marginals / (self.shard.sum(plan.sum(0)) + self.idle_columns))
+        return plan[: self.rows]
+
+    def marginal_errors(self, plan: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ |row sum - row marginal| of a plan (R, C), and the same of its columns."""
+        rows = (plan.sum(1) - self.row_marginals[: self.rows]).abs_().sum()
+        return self.shard.sum(rows), (self.shard.sum(plan.sum(0)) - self.column_marginals).abs_().sum()
 
 
-def _potential_and_marginals(exponent: Tensor, weights: Tensor, summed: int) -> tuple[Tensor, Tensor]:
-    """c-transform along dimension `summed`, 0 where all cells are closed, and the marginals of the other lines."""
-    potential = -exponent.amax(summed)
-    idle = potential.isinf()
-    if idle.all():
-        raise ValueError("mask closes every cell: there is nothing to transport.")
-    weights = weights.masked_fill(idle, 0)
-    return potential.masked_fill_(idle, 0), weights / weights.sum()
+def _potential(highest: Tensor) -> tuple[Tensor, Tensor]:
+    """c-transform from the highest exponent of each line, 0 where all cells are closed; and which lines these are."""
+    idle = highest.isinf()
+    return (-highest).masked_fill_(idle, 0), idle
 
 
 def _idle(marginals: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ncu_hf.distributed import Shard
 from ncu_hf.transport.iterations import annealing_levels, converge, plain, start_from_zero_potentials
 from ncu_hf.transport.kernel import ScaledKernel
 
@@ -49,6 +50,8 @@ def solve_transport(
     max_iterations: int | None = None,
     tolerance: float | None = None,
     stop: str = "potential",
+    first: str = "rows",
+    shard: Shard | None = None,
 ) -> TransportPlan:
     """Solve min_Γ ⟨Γ, C⟩ - ε H(Γ) over plans Γ ≥ 0 with given marginals that are 0 where the mask is 0.
 
@@ -56,7 +59,8 @@ def solve_transport(
 
     `stop="potential"` is the rule of the authors' released code: Sinkhorn iterations (Cuturi 2013, arXiv:1306.0895)
     from zero potentials, first rows, then columns, that end after the one in which Σ_i |Δf_i| < `tolerance` (units of
-    cost), or after `max_iterations`. The plan then meets its columns; its rows may be some percent off.
+    cost), or after `max_iterations`. The plan then meets its columns; its rows may be some percent off. `first` swaps
+    the two sides: what it gives with `"columns"` is the transposed solution of the transposed problem.
 
     `stop="marginal"` is true convergence: Newton's method on the dual, started at a larger ε that is halved where
     (max C - min C) / ε is large, until both marginal errors are at most `tolerance`. float32 reaches the default at
@@ -70,6 +74,9 @@ def solve_transport(
     plan on the open cells can meet) has no solution: the result is finite, `converged=False` under
     `stop="marginal"`, and its errors say by how much.
 
+    With a `shard` the rows are spread over processes: each gives its own, (R', C), and gets its rows of the plan; sums
+    over rows are all-reduced, one vector (C,) an iteration. All take the same steps.
+
     Args:
         cost (`torch.Tensor`): (R, C), any float type; half precision is solved in float32. Any strides: the
             transposed problem is `solve_transport(cost.T, mask.T)`. Finite, on closed cells too.
@@ -81,9 +88,11 @@ def solve_transport(
         max_iterations (`int`, *optional*): defaults to 100 for `"potential"`, 5000 for `"marginal"`.
         tolerance (`float`, *optional*): defaults to 1e-4 for `"potential"`, 1e-6 for `"marginal"`.
         stop (`str`, *optional*, defaults to `"potential"`): `"potential"` or `"marginal"`.
+        first (`str`, *optional*, defaults to `"rows"`): `"rows"` or `"columns"`: fitted first by plain iterations.
+        shard (`Shard`, *optional*): Whose rows these are; all of them by default.
 
     Returns:
-        `TransportPlan`: in float64 for a float64 cost, else in float32.
+        `TransportPlan`: with the plan of these rows, in float64 for a float64 cost, else in float32.
 
     Raises:
         ValueError: shapes that disagree, a cost that is not finite, marginals that are not positive, a mask that
@@ -91,12 +100,15 @@ def solve_transport(
     """
     if stop not in _RULES:
         raise ValueError(f"stop: unknown rule {stop!r}. Known: {', '.join(_RULES)}.")
+    if first not in ("rows", "columns"):
+        raise ValueError(f"first: unknown side {first!r}. Known: rows, columns.")
     default_tolerance, default_iterations = _RULES[stop]
     tolerance = default_tolerance if tolerance is None else tolerance
     max_iterations = default_iterations if max_iterations is None else max_iterations
     _check_options(entropy, tolerance, max_iterations)
-    cost = _solvable(cost)
-    spread = _finite_spread(cost)
+    shard = Shard.whole(cost.shape[0]) if shard is None else shard
+    cost = _solvable(cost, shard)
+    spread = _finite_spread(cost, shard)
     levels = annealing_levels(spread, entropy) if stop == "marginal" else [entropy]
     # Autocast would carry out the products in half precision.
     with torch.autocast(cost.device.type, enabled=False):
@@ -106,30 +118,26 @@ def solve_transport(
             _weights("row_marginals", row_marginals, cost, 0),
             _weights("column_marginals", column_marginals, cost, 1),
             levels[0],
+            shard,
         )
         if stop == "potential":
-            return _by_potential(kernel, tolerance, max_iterations)
+            return _by_potential(kernel, tolerance, max_iterations, first)
         return _by_marginal(kernel, levels, tolerance, max_iterations)
 
 
-def _by_potential(kernel: ScaledKernel, tolerance: float, max_iterations: int) -> TransportPlan:
+def _by_potential(kernel: ScaledKernel, tolerance: float, max_iterations: int, first: str) -> TransportPlan:
     start_from_zero_potentials(kernel)
-    iterations, stopped = plain(kernel, tolerance, max_iterations)
+    iterations, stopped = plain(kernel, tolerance, max_iterations, first)
     plan = kernel.into_plan(refit=False)
-    return TransportPlan(plan, *_errors(kernel, plan), iterations, stopped)
+    return TransportPlan(plan, *kernel.marginal_errors(plan), iterations, stopped)
 
 
 def _by_marginal(kernel: ScaledKernel, levels: list[float], tolerance: float, max_iterations: int) -> TransportPlan:
     # The products with the kernel round more than the sums of the plan that decide in the end.
     iterations = converge(kernel, levels, 0.3 * tolerance, max_iterations)
     plan = kernel.into_plan(refit=True)
-    errors = _errors(kernel, plan)
+    errors = kernel.marginal_errors(plan)
     return TransportPlan(plan, *errors, iterations, bool(max(errors) <= tolerance))
-
-
-def _errors(kernel: ScaledKernel, plan: Tensor) -> tuple[Tensor, Tensor]:
-    rows = (plan.sum(1) - kernel.row_marginals).abs_().sum()
-    return rows, (plan.sum(0) - kernel.column_marginals).abs_().sum()
 
 
 def _check_options(entropy: float, tolerance: float, max_iterations: int) -> None:
@@ -141,18 +149,19 @@ def _check_options(entropy: float, tolerance: float, max_iterations: int) -> Non
         raise ValueError(f"max_iterations must be at least 1, not {max_iterations}.")
 
 
-def _solvable(cost: Tensor) -> Tensor:
+def _solvable(cost: Tensor, shard: Shard) -> Tensor:
     """The cost in a precision that can be solved, with its shape and type checked."""
-    if cost.dim() != 2 or cost.numel() == 0:
+    if cost.dim() != 2 or shard.n * cost.shape[1] == 0:
         raise ValueError(f"cost must be a matrix with at least one row and column, not of shape {tuple(cost.shape)}.")
     if not cost.is_floating_point():
         raise ValueError(f"cost must be of a float type, not {cost.dtype}.")
     return cost.detach() if cost.dtype in (torch.float32, torch.float64) else cost.detach().float()
 
 
-def _finite_spread(cost: Tensor) -> float:
+def _finite_spread(cost: Tensor, shard: Shard) -> float:
     # The extremes see every NaN and infinity and allocate nothing (`aminmax` would copy a transposed cost).
-    lowest, highest = float(cost.amin()), float(cost.amax())
+    own = torch.stack([-cost.amin(), cost.amax()]) if cost.numel() else cost.new_full((2,), -torch.inf)
+    lowest, highest = (sign * extreme for sign, extreme in zip((-1, 1), shard.largest(own).tolist(), strict=True))
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError(f"cost must be finite, closed cells too: its extremes are {lowest} and {highest}.")
     return highest - lowest

@@ -16,7 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from ncu_hf.config import FORMULATIONS, MethodArguments
 from ncu_hf.data import ImageTransform, PairCollator
 from ncu_hf.data.records import Located, Record
-from ncu_hf.losses import alignment_loss, matching_losses, separation_loss
+from ncu_hf.losses import alignment_loss, matching_losses, separation_losses
 from ncu_hf.modeling import NCUModel
 from ncu_hf.objectives.ablations import (
     NEGATING_PREFIXES,
@@ -26,7 +26,8 @@ from ncu_hf.objectives.ablations import (
     MaxDistanceUnlearningObjective,
     TextNegationObjective,
 )
-from ncu_hf.objectives.unlearning import UnlearningObjective, refine_alignment
+from ncu_hf.objectives.alignment import refine_alignment
+from ncu_hf.objectives.unlearning import UnlearningObjective
 from ncu_hf.selection import clean_confidence, split_batch
 from ncu_hf.step import total_loss
 
@@ -85,7 +86,7 @@ def test_max_distance_phase_1(forget_ratio, formulation, inputs):
     arguments = MethodArguments(forget_ratio=forget_ratio, formulation=formulation, relation_weight=3.0)
     out = forgotten(inputs, forget_ratio, formulation)
     retain = [i for i in range(N) if i not in out]
-    matching = sum(matching_losses(image[retain], text[retain], negative[retain], log_scale))
+    matching = sum(matching_losses(image[retain], text[retain], negative[retain], torch.arange(len(retain)), log_scale))
     found = total_loss(MaxDistancePromptObjective(arguments)(*inputs))
     assert_same(found, 3.0 * distance(text, negative, retain) + matching, inputs)
 
@@ -138,7 +139,7 @@ def test_false_negatives_only(formulation, entropy, inputs):
         plans = [plan, plan.T]
     rows, columns = (0.7 * plan / plan.sum(1, keepdim=True) + 0.3 * torch.eye(N, dtype=torch.float64) for plan in plans)
     expected = divergence(rows, columns, similarity, log_scale, formulation)
-    expected = expected + separation_loss(text, negative, -0.7, -0.2)
+    expected = expected + separation_losses(text, negative, -0.7, -0.2).mean()
     arguments = MethodArguments(forget_ratio=0.4, formulation=formulation, entropy=entropy)
     found = FalseNegativesObjective(arguments)(*inputs)
     assert_same(total_loss(found), expected, inputs, tolerance=1e-9)
@@ -180,7 +181,7 @@ def test_false_positives_only(forget_ratio, k, formulation, inputs):
         rows[i, j] = 1
         columns[j, i] = 1 / k if i in out and formulation == "paper" else 1
     expected = divergence(rows, columns, similarity, log_scale, formulation)
-    expected = expected + separation_loss(text, negative, -0.7, -0.2)
+    expected = expected + separation_losses(text, negative, -0.7, -0.2).mean()
     arguments = MethodArguments(forget_ratio=forget_ratio, formulation=formulation)
     found = FalsePositivesObjective(arguments)(*inputs)
     assert len(out) == k

@@ -10,9 +10,10 @@ from ncu_hf.config import MethodArguments
 from ncu_hf.errors import InputError
 from ncu_hf.losses import extended_similarity
 from ncu_hf.objectives import METHODS
+from ncu_hf.objectives.alignment import refine_alignment
 from ncu_hf.objectives.clip import RetainedClipObjective
 from ncu_hf.objectives.forgetting import ForgettingObjective
-from ncu_hf.objectives.unlearning import UnlearningObjective, refine_alignment
+from ncu_hf.objectives.unlearning import UnlearningObjective
 from ncu_hf.selection import clean_confidence, split_batch, split_by_recent
 
 

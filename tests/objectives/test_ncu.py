@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ncu_hf.config import FORMULATIONS, MethodArguments
+from ncu_hf.distributed import Shard
+from ncu_hf.objectives.alignment import hard_alignment, refine_alignment, transport_mask
 from ncu_hf.objectives.negative_prompt import NegativePromptObjective
-from ncu_hf.objectives.unlearning import UnlearningObjective, hard_target, refine_alignment, transport_mask
+from ncu_hf.objectives.unlearning import UnlearningObjective
 from ncu_hf.selection import clean_confidence, split_batch
 from ncu_hf.step import total_loss
 
@@ -109,8 +111,8 @@ def test_targets(formulation, k):
     forget = torch.arange(k)
     refined = refine_alignment(similarity, forget, plan_weight=plan_weight, entropy=0.03, formulation=formulation)
     rows, columns = refined.row_target, refined.column_target
-    closed = ~transport_mask(n, forget)
-    assert refined.row_plan.plan[closed].eq(0).all() and refined.column_plan.T[closed].eq(0).all()
+    closed = ~transport_mask(forget, n + 1, Shard.whole(n))
+    assert refined.row_plan.plan[closed].eq(0).all() and refined.column_plan.plan[closed].eq(0).all()
     torch.testing.assert_close(rows.sum(1), torch.ones(n, dtype=torch.float64))
     sums = columns.sum(1)
     if formulation == "paper":
@@ -131,8 +133,10 @@ def test_mask_and_hard_target():
     forget = torch.tensor([1])
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1], [1, 1, 1, 0]]).bool()
     target = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])
-    assert torch.equal(transport_mask(3, forget), mask)
-    assert torch.equal(hard_target(3, forget, torch.float32), target)
+    batch = Shard.whole(3)
+    assert torch.equal(transport_mask(forget, 4, batch), mask)
+    hard = hard_alignment(torch.zeros(3, 4), forget, "released", batch)
+    assert torch.equal(hard.row_target, target) and torch.equal(hard.column_target, target.T)
 
 
 def test_targets_carry_no_gradient():

@@ -1,0 +1,39 @@
+"""Log partition functions of s·S along rows and columns, a block of rows at a time: no second matrix is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ncu_hf.distributed import Shard
+
+# Entries of a block: on a CPU what fits its caches, on an accelerator what keeps it busy.
+_BLOCK = {"cpu": 2**19}
+_DEVICE_BLOCK = 2**24
+
+
+def row_blocks(matrix: Tensor) -> Iterator[slice]:
+    """Slices of the rows of a matrix (B, C), one after the other, that are worked on at once."""
+    rows = max(1, _BLOCK.get(matrix.device.type, _DEVICE_BLOCK) // matrix.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(matrix), rows))
+
+
+def row_log_partition(similarity: Tensor, scale: Tensor) -> Tensor:
+    """log Σ_j exp(s S_ij): (B, C) -> (B,)."""
+    found = similarity.new_empty(len(similarity))
+    for rows in row_blocks(similarity):
+        found[rows] = (scale * similarity[rows]).logsumexp(1)
+    return found
+
+
+def column_log_partition(similarity: Tensor, scale: Tensor, shard: Shard) -> Tensor:
+    """log Σ_i exp(s S_ij) over the rows of all processes: (B, C) -> (C,), the same on each."""
+    columns = similarity.shape[1]
+    highest = similarity.amax(0) if len(similarity) else similarity.new_full((columns,), -torch.inf)
+    peak = scale * shard.largest(highest)
+    total = similarity.new_zeros(columns)
+    for rows in row_blocks(similarity):
+        total += (scale * similarity[rows]).sub_(peak).exp_().sum(0)
+    return peak + shard.sum(total).log()
