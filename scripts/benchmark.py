@@ -24,10 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmark_data import DATA  # noqa: E402
+from benchmark_memory import MEMORY  # noqa: E402
+from benchmark_step import STEP  # noqa: E402
 from benchmark_timing import Row, Tables  # noqa: E402
 from benchmark_transport import TRANSPORT  # noqa: E402
 
-BENCHMARKS = {"transport": TRANSPORT, "data": DATA}
+BENCHMARKS = {"transport": TRANSPORT, "data": DATA, "step": STEP, "memory": MEMORY}
 
 
 def machine() -> Row:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ncu_hf.data import ImageTransform, normalize
+from ncu_hf.modeling import NCUModel
 from ncu_hf.objectives import Objective
 from ncu_hf.objectives.base import ReferenceEmbeds, SampleWeights
 from ncu_hf.step import total_loss
@@ -77,20 +78,34 @@ def backward_bytes(trainer: NCUTrainer, rows: int, tokens: int, accumulating: bo
         accumulating (`bool`): The gradients of an earlier chunk are there already. Else they come as the activations
             go.
     """
-    images = ImageTransform(trainer.processing_class.image_processor, train=False)
-    negative = trainer.objective.needs_negative_text
-    model = trainer.model
-    half = trainer.args.bf16 or trainer.args.fp16
+    size = ImageTransform(trainer.processing_class.image_processor, train=False).output_size
+    negative, half = trainer.objective.needs_negative_text, trainer.args.bf16 or trainer.args.fp16
+    return encoding_bytes(trainer.model, (rows, 3, *size), tokens, negative, half, accumulating)
+
+
+def encoding_bytes(
+    model: NCUModel, pixels: tuple[int, ...], tokens: int, negative: bool, half: bool, accumulating: bool
+) -> int:
+    """The same of a model without its trainer.
+
+    Args:
+        model (`NCUModel`): Frozen as it trains.
+        pixels (`tuple[int, ...]`): (B, 3, H, W) of the chunk.
+        tokens (`int`): Length of the captions.
+        negative (`bool`): Negatives are encoded too.
+        half (`bool`): Under autocast.
+        accumulating (`bool`): As in [`backward_bytes`].
+    """
     with FakeTensorMode() as fake:
         named = chain(model.named_parameters(), model.named_buffers())
         weights = {name: fake.from_tensor(tensor) for name, tensor in named}
-        pixels = torch.empty(rows, 3, *images.output_size, dtype=torch.uint8)
-        captions = torch.ones(rows, tokens, dtype=torch.int64)
+        levels = torch.empty(pixels, dtype=torch.uint8)
+        captions = torch.ones(pixels[0], tokens, dtype=torch.int64)
         # The CPU's autocast stands for that of an accelerator, which takes the same matrix products in half precision.
         with LiveBytes(weights.values()) as live, torch.autocast("cpu", torch.bfloat16, enabled=half):
             for weight in weights.values():
                 weight.grad = torch.zeros_like(weight) if accumulating and weight.requires_grad else None
-            values = normalize(pixels, images.mean, images.std, images.rescale)
+            values = normalize(levels, (0.5,) * 3, (0.5,) * 3)
             inputs = (values, captions, captions if negative else None)
             embeddings, log_scale = torch.func.functional_call(model, weights, inputs)
             loss = log_scale + sum(embeds.sum() for embeds in embeddings if embeds is not None)
