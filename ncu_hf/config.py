@@ -285,8 +285,8 @@ class MethodArguments:
 
 # Flags of `TrainingArguments` that this trainer cannot honour, and what takes their place.
 _UNSUPPORTED = {
-    "gradient_checkpointing": "--chunk_size bounds the memory of activations",
-    "activation_checkpointing": "--chunk_size bounds the memory of activations",
+    "gradient_checkpointing_kwargs": "every block is checkpointed, as its hooks need it",
+    "activation_checkpointing_kwargs": "every block is checkpointed, as its hooks need it",
     "auto_find_batch_size": "the batch decides what is learned; --chunk_size fits it into memory",
     "label_smoothing_factor": "the losses are those of --method",
     "neftune_noise_alpha": "a batch determines its loss",
@@ -381,6 +381,7 @@ class NCUTrainingArguments(TrainingArguments):
                 f"--gradient_accumulation_steps must be at least 1, got {self.gradient_accumulation_steps}."
             )
         self._refuse_unsupported()
+        self._use_new_names()
         self._resolve_batch()
         super().__post_init__()
 
@@ -390,6 +391,13 @@ class NCUTrainingArguments(TrainingArguments):
             value = getattr(self, setting.name)
             if setting.name in _UNSUPPORTED and getattr(value, "value", value) != setting.default:
                 raise InputError(f"--{setting.name} is not supported: {_UNSUPPORTED[setting.name]}.")
+
+    def _use_new_names(self) -> None:
+        """The flag that every supported release of transformers has is, in the newer ones, an alias with a warning."""
+        if "activation_checkpointing" in {setting.name for setting in fields(TrainingArguments)}:
+            if self.activation_checkpointing is None:
+                self.activation_checkpointing = self.gradient_checkpointing
+            self.gradient_checkpointing = None
 
     def _resolve_batch(self) -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))

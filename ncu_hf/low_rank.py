@@ -49,6 +49,9 @@ class TextTowerUpdates(nn.Module):
         width (`int`): Hidden size of the tower.
         mlp_width (`int`): Width inside its MLPs.
         rank (`int`): Of every update.
+
+    Attributes:
+        active (`bool`): Whether they take part at the moment.
     """
 
     def __init__(self, layers: int, width: int, mlp_width: int, rank: int):
@@ -60,6 +63,7 @@ class TextTowerUpdates(nn.Module):
             nn.ModuleDict({_key(name): LowRankUpdate(*size, rank) for name, size in sizes.items()})
             for _ in range(layers)
         )
+        self.active = False
 
     @contextmanager
     def added_to(self, text_model: nn.Module) -> Iterator[None]:
@@ -69,9 +73,11 @@ class TextTowerUpdates(nn.Module):
             for index, block in enumerate(self.blocks)
             for name in (*_ATTENTION, *_MLP)
         ]
+        self.active = True
         try:
             yield
         finally:
+            self.active = False
             for handle in handles:
                 handle.remove()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from ncu_hf.parameters import freeze, parameter_groups
 from ncu_hf.samples.base import SampleState, Step
 from ncu_hf.step import encode_globally, pad_empty, split_rows, total_loss, two_stage_backward
 from ncu_hf.step_metrics import RunningMeans
+from ncu_hf.towers import checkpoint_blocks
 
 DATA_STATE = "data_state.json"
 OBJECTIVE_STATE = "objective.safetensors"
@@ -100,7 +102,12 @@ class NCUTrainer(Trainer):
         self._normalization = images.mean, images.std, images.rescale
         self._card, self._known_health = write_card, health
         own = [ClampLogScale(), CountEpochs(batches_per_epoch), WriteCard(self._write_card)]
-        super().__init__(model=model, args=args, processing_class=processor, callbacks=own + (callbacks or []))
+        super().__init__(
+            model=model,
+            args=_prepare_towers(model, args),
+            processing_class=processor,
+            callbacks=own + (callbacks or []),
+        )
         # One short line instead of a dictionary of twenty numbers.
         self.pop_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(PlainLog() if args.disable_tqdm else TerminalLog())
@@ -362,3 +369,13 @@ class NCUTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load: randomness lives in the data, keyed by seed, epoch and position."""
+
+
+def _prepare_towers(model: NCUModel, args: NCUTrainingArguments) -> NCUTrainingArguments:
+    """Do to the blocks what `Trainer` would do to the model as a whole; returns arguments that ask for no more."""
+    if args.gradient_checkpointing:
+        checkpoint_blocks(model)
+    args = copy.copy(args)
+    # The second is the first one's name in newer releases of transformers.
+    args.gradient_checkpointing = args.activation_checkpointing = False
+    return args

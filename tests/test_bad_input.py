@@ -105,7 +105,7 @@ def test_the_command_itself_is_accepted(options, monkeypatch, words):
         ({"train_data": "absent/pairs.csv"}, ["absent/pairs.csv", "no such file"]),
         ({"negative_prompt": "absent/prompt/x"}, ["--negative_prompt absent/prompt/x"]),
         ({"resume_from_checkpoint": "out/checkpoint-4"}, ["--resume_from_checkpoint", "out/checkpoint-4", "true"]),
-        ({"gradient_checkpointing": "true"}, ["--gradient_checkpointing", "--chunk_size"]),
+        ({"gradient_checkpointing_kwargs": "{}"}, ["--gradient_checkpointing_kwargs", "every block"]),
         ({"eval_strategy": "steps"}, ["--eval_strategy", "--eval_data"]),
         ({"report_to": "nothing_known"}, ["nothing_known", "tensorboard"]),
         ({"optim": "adamw_torchh"}, ["adamw_torchh"]),

@@ -26,6 +26,7 @@ ALLOWED = {
     "low_rank": set(),
     "recommended": set(),
     "modeling": {"adapters", "low_rank"},
+    "towers": {"modeling"},
     "interpolation": set(),
     "config": set(),
     "cli": {"config", "distributed"},
@@ -48,7 +49,7 @@ ALLOWED = {
     "forget_ratio": {"assessment", "checkpoint", "data", "distributed", "evaluation", "mixture", "run"},
     "trainer": {
         *("adapters", "callbacks", "checkpoint", "config", "data", "distributed", "modeling", "objectives"),
-        *("parameters", "samples", "step", "step_metrics"),
+        *("parameters", "samples", "step", "step_metrics", "towers"),
     },
     "publishing": {"checkpoint", "config", "data", "evaluation", "loading", "modeling", "reporting"},
     "workspace": {"checkpoint", "cli", "config", "data"},

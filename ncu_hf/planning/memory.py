@@ -107,10 +107,22 @@ def encoding_bytes(
                 weight.grad = torch.zeros_like(weight) if accumulating and weight.requires_grad else None
             values = normalize(levels, (0.5,) * 3, (0.5,) * 3)
             inputs = (values, captions, captions if negative else None)
-            embeddings, log_scale = torch.func.functional_call(model, weights, inputs)
-            loss = log_scale + sum(embeds.sum() for embeds in embeddings if embeds is not None)
-            loss.backward()
+            weights = {f"model.{name}": weight for name, weight in weights.items()}
+            torch.func.functional_call(_Backward(model.train()), weights, inputs)
     return live.peak
+
+
+class _Backward(nn.Module):
+    """Both passes as one: checkpointed blocks read their weights in the backward pass too."""
+
+    def __init__(self, model: NCUModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor | None) -> None:
+        embeddings, log_scale = self.model(*inputs)
+        loss = log_scale + sum(embeds.sum() for embeds in embeddings if embeds is not None)
+        loss.backward()
 
 
 def matrix_bytes(objective: Objective, rows: int, width: int) -> int:
