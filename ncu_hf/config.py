@@ -391,6 +391,12 @@ class NCUTrainingArguments(TrainingArguments):
             value = getattr(self, setting.name)
             if setting.name in _UNSUPPORTED and getattr(value, "value", value) != setting.default:
                 raise InputError(f"--{setting.name} is not supported: {_UNSUPPORTED[setting.name]}.")
+        backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+        if backend != "no":
+            raise InputError(
+                f"accelerate's dynamo_backend {backend} is not supported: it compiles the model as a whole; leave it "
+                f"out and use --torch_compile_backend {backend}, which compiles its blocks."
+            )
 
     def _use_new_names(self) -> None:
         """The flag that every supported release of transformers has is, in the newer ones, an alias with a warning."""

@@ -44,7 +44,7 @@ from ncu_hf.parameters import freeze, parameter_groups
 from ncu_hf.samples.base import SampleState, Step
 from ncu_hf.step import encode_globally, pad_empty, split_rows, total_loss, two_stage_backward
 from ncu_hf.step_metrics import RunningMeans
-from ncu_hf.towers import checkpoint_blocks
+from ncu_hf.towers import checkpoint_blocks, compile_blocks
 
 DATA_STATE = "data_state.json"
 OBJECTIVE_STATE = "objective.safetensors"
@@ -375,7 +375,10 @@ def _prepare_towers(model: NCUModel, args: NCUTrainingArguments) -> NCUTrainingA
     """Do to the blocks what `Trainer` would do to the model as a whole; returns arguments that ask for no more."""
     if args.gradient_checkpointing:
         checkpoint_blocks(model)
+    if args.torch_compile:
+        compile_blocks(model, args.torch_compile_backend, args.torch_compile_mode)
     args = copy.copy(args)
     # The second is the first one's name in newer releases of transformers.
     args.gradient_checkpointing = args.activation_checkpointing = False
+    args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
     return args

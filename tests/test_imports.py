@@ -26,7 +26,7 @@ ALLOWED = {
     "low_rank": set(),
     "recommended": set(),
     "modeling": {"adapters", "low_rank"},
-    "towers": {"modeling"},
+    "towers": {"low_rank", "modeling"},
     "interpolation": set(),
     "config": set(),
     "cli": {"config", "distributed"},

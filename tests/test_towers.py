@@ -1,22 +1,26 @@
-"""Checkpointed blocks learn the same and keep less."""
+"""Checkpointed and compiled blocks learn the same; the checkpointed ones keep less."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
+from ncu_hf.checkpoint import list_checkpoints
 from ncu_hf.config import MethodArguments
+from ncu_hf.errors import InputError
 from ncu_hf.modeling import NCUModel, NegativePrompt, NegativePromptConfig
 from ncu_hf.objectives import build_objectives
 from ncu_hf.parameters import freeze
 from ncu_hf.planning.memory import LiveBytes
 from ncu_hf.planning.phases import step_memory
 from ncu_hf.step import split_rows, two_stage_backward
-from ncu_hf.towers import blocks, checkpoint_blocks
+from ncu_hf.towers import blocks, checkpoint_blocks, compile_blocks
 from ncu_hf.trainer import NCUTrainer
 
 START, END = 118, 119
@@ -140,3 +144,96 @@ def test_the_flag_changes_the_memory_and_not_the_run(changes, trainers_of):
         tokens = 12
         assert step_memory(checkpointed, tokens).backward < step_memory(plain, tokens).backward
         assert largest_error(gradients(checkpointed), gradients(plain)) < 1e-6
+
+
+# Compiled blocks
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """What earlier tests compiled is forgotten, and how often the compiler may try again is as before."""
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("phase", "chunk_size"),
+    [(0, None), (1, None), *(pytest.param(phase, 3, marks=pytest.mark.slow) for phase in (0, 1))],
+)
+def test_compiled_blocks_learn_the_same(phase, chunk_size, make_model, batch):
+    expected = step_gradients(*make_model(phase), batch, chunk_size)
+    model, objective = make_model(phase)
+    names = [name for name, _ in model.named_parameters()]
+    compile_blocks(model, "eager", None)
+    found = step_gradients(model, objective, batch, chunk_size)
+    assert largest_error([found], [expected]) < 1e-5
+    assert counters["stats"]["unique_graphs"] >= 2 and not counters["graph_break"]
+    assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_other_captions_compile_nothing_anew(make_model, batch):
+    model, _ = make_model(1)
+    compile_blocks(model, "eager", None)
+    plain, _ = make_model(1)
+    graphs = []
+    for length in (9, 8, 7, 6):
+        ids = batch["input_ids"][:, :length].clone()
+        ids[:, -1] = END
+        torch.testing.assert_close(model.encode_negative_text(ids), plain.encode_negative_text(ids))
+        torch.testing.assert_close(model.encode_text(ids), plain.encode_text(ids))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[-1] > 0
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), {"chunk_size": 5}], ids=str)
+def test_a_compiled_run_saves_plain_weights_and_goes_on(changes, trainers_of, load_plain, tmp_path):
+    changes |= {"save_strategy": "steps", "save_steps": 1}
+    plain = trainers_of("ncu", **changes, output_dir=tmp_path / "plain")[1]
+    expected = gradients(plain)
+    trainer, again = (trainers_of("ncu", **changes, torch_compile_backend="eager")[1] for _ in range(2))
+    found = gradients(trainer)
+    assert counters["stats"]["unique_graphs"] > 2
+    assert largest_error(found, expected) < 1e-5
+    first, second = list_checkpoints(Path(trainer.args.output_dir))
+    saved = load_plain(second).state_dict()
+    for name, weight in plain.model.clip.state_dict().items():
+        torch.testing.assert_close(saved[name], weight, atol=1e-6, rtol=1e-5)
+    again.train(resume_from_checkpoint=str(first))
+    assert all(torch.equal(saved[name], weight) for name, weight in again.model.clip.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_default_backend_learns_the_same(trainers_of):
+    compiled, plain = trainers_of("clip", torch_compile=True), trainers_of("clip")
+    assert largest_error(gradients(compiled[0]), gradients(plain[0])) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"negative_rank": 2}, "--negative_rank 0"),
+        ({"gradient_checkpointing": "true"}, "--chunk_size"),
+        ({"torch_compile_backend": "inductorr"}, "'inductor'"),
+        ({"torch_compile_mode": "reduce-overhead"}, "max-autotune-no-cudagraphs"),
+    ],
+    ids=str,
+)
+def test_what_does_not_compile_is_refused(changes, named, trainers_of):
+    with pytest.raises(InputError, match=named):
+        trainers_of("ncu", torch_compile="true", **changes)
+
+
+def test_a_missing_compiler_is_told_at_the_start(trainers_of, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="no-such-compiler"):
+        trainers_of("ncu", torch_compile="true")
+
+
+def test_a_compilation_of_the_whole_model_is_refused(trainers_of, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    trainers_of("clip")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(InputError, match="--torch_compile_backend inductor"):
+        trainers_of("clip")
