@@ -39,16 +39,19 @@ class SharedPrefix:
         length, known = input_ids.shape[1], self._length + input_ids.shape[1]
         mask = torch.ones(length, known, dtype=torch.bool, device=input_ids.device).tril(self._length)
         positions = torch.arange(self._length, known, device=input_ids.device)[None]
-        with _attention_of(self._text_model):
+        with attention_of(self._text_model):
             return self._text_model(
                 input_ids=input_ids, attention_mask=mask[None, None], position_ids=positions, shared_prefix=self
             ).pooler_output
 
-    def put_before(self, attention: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, heads, P + L, head width) of whole rows, given those (B, heads, L, head width) behind the
-        prefix; those of the prefix itself are kept."""
-        if not self._length:
-            self._known[attention] = key, value
+    def put_before(self, attention: nn.Module, key: Tensor, value: Tensor, known: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, `known`, head width) of whole rows, given those (B, heads, L, head width) behind
+        the prefix; those of the prefix itself, of which `known` are all, are kept.
+
+        A checkpointed block asks the same again in the backward pass: what is kept must not change by it.
+        """
+        if key.shape[2] == known:
+            self._known.setdefault(attention, (key, value))
             return key, value
         first = (own.expand(len(key), -1, -1, -1) for own in self._known[attention])
         key, value = (torch.cat(parts, dim=2) for parts in zip(first, (key, value), strict=True))
@@ -68,7 +71,7 @@ def _attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention as an `AttentionInterface`: (B, heads, L, head width) -> (B, L, heads, head width)."""
-    key, value = shared_prefix.put_before(module, key, value)
+    key, value = shared_prefix.put_before(module, key, value, attention_mask.shape[-1])
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
     )
@@ -79,9 +82,10 @@ AttentionInterface.register(_ATTENTION, _attend)
 
 
 @contextmanager
-def _attention_of(text_model: CLIPTextModel) -> Iterator[None]:
+def attention_of(text_model: CLIPTextModel, implementation: str = _ATTENTION) -> Iterator[None]:
+    """The blocks of `text_model` attend by this implementation."""
     usual = text_model.config._attn_implementation
-    text_model.config._attn_implementation = _ATTENTION
+    text_model.config._attn_implementation = implementation
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 
@@ -17,6 +17,7 @@ from transformers import CLIPModel
 from ncu_hf.errors import InputError, one_of
 from ncu_hf.low_rank import TextTowerUpdates
 from ncu_hf.modeling import NCUModel
+from ncu_hf.shared_prefix import attention_of
 
 # The other ones record CUDA graphs, whose outputs the next call overwrites: a block runs several times a step.
 _MODES = ("default", "max-autotune-no-cudagraphs")
@@ -32,21 +33,29 @@ def checkpoint_blocks(model: NCUModel) -> None:
     """Keep the inputs of every block instead of all its activations; the backward pass computes them again.
 
     `activation_checkpointing_enable` of `CLIPModel` would do no more, but for two things: it makes the output of the
-    token embedding require a gradient, so that the backward pass goes through frozen blocks, and it does not know the
-    updates of the negative prompt, which the text tower no longer has when the backward pass comes.
+    token embedding require a gradient, so that the backward pass goes through frozen blocks, and it does not know what
+    the negative pass changes in the text tower, which is as before when the backward pass comes.
     """
-    updates = _updates(model)
-
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        """Of a block now, and of the same block again."""
-        return nullcontext(), updates.added_to(model.clip.text_model) if updates.active else nullcontext()
-
     # There is no dropout. To read the random state of a GPU would wait for it, once a block.
-    run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-    if updates is not None:
-        run = partial(run, context_fn=contexts)
-    for block in blocks(model.clip):
-        block.gradient_checkpointing, block._gradient_checkpointing_func = True, run
+    plain = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    for block in model.clip.vision_model.encoder.layers:
+        block.gradient_checkpointing, block._gradient_checkpointing_func = True, plain
+    for block in model.clip.text_model.encoder.layers:
+        block.gradient_checkpointing = True
+        block._gradient_checkpointing_func = partial(plain, context_fn=lambda: _contexts(model))
+
+
+def _contexts(model: NCUModel) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Of a block of the text tower now, and of the same block again: with the attention and the updates of now."""
+    text_model, updates = model.clip.text_model, _updates(model)
+    active = updates if updates is not None and updates.active else None
+    return nullcontext(), _as_now(text_model, text_model.config._attn_implementation, active)
+
+
+@contextmanager
+def _as_now(text_model: nn.Module, attention: str, updates: TextTowerUpdates | None) -> Iterator[None]:
+    with attention_of(text_model, attention), nullcontext() if updates is None else updates.added_to(text_model):
+        yield
 
 
 def compile_blocks(model: NCUModel, backend: str, mode: str | None) -> None:

@@ -12,6 +12,7 @@ from benchmark_variants import Setting, ours
 
 from ncu_hf.planning.memory import encoding_bytes, matrix_bytes, parameter_bytes
 from ncu_hf.step import total_loss
+from ncu_hf.text_batches import caption_lengths
 
 _FLOAT = 4
 
@@ -71,14 +72,15 @@ def _measured(setting: Setting, sizes: list[int | None], options: argparse.Names
 def _computed(setting: Setting, sizes: list[int | None]) -> Iterator[Row]:
     model = setting.model(setting.objective())
     trained = parameter_bytes(model, trainable=True)
-    batch, tokens = setting.batch["pixel_values"].shape, setting.batch["input_ids"].shape[1]
+    batch, ids = setting.batch["pixel_values"].shape, setting.batch["input_ids"]
+    lengths = caption_lengths(ids, setting.clip.config.text_config.eos_token_id)
     losses = losses_bytes(setting)
     for size in sizes:
-        rows = (batch[0] if size is None else size, *batch[1:])
-        taken = encoding_bytes(model, rows, tokens, True, setting.bf16, accumulating=size is not None)
-        # The losses come before the backward pass of chunks, but beside the activations where there are none.
-        together = taken + losses if size is None else max(taken, losses)
-        yield _case(setting, size, parameter_bytes(model) + 2 * trained, together)
+        rows, chunked = batch[0] if size is None else size, size is not None
+        shape = (rows, *batch[1:])
+        taken = encoding_bytes(model, shape, ids.shape[1], True, setting.bf16, chunked, lengths[:rows])
+        # The losses come beside the activations of the last chunk.
+        yield _case(setting, size, parameter_bytes(model) + 2 * trained, taken + losses)
 
 
 def losses_bytes(setting: Setting) -> int:

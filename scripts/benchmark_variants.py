@@ -3,53 +3,44 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from benchmark_references import released_unlearning
+from benchmark_text import padded_negative, padded_text, random_captions, word_counts
 from torch import Tensor, nn
-from torch.nn.functional import normalize as normalize_rows
 from torch.nn.functional import pad
 from transformers import CLIPModel
 
 from ncu_hf.config import MethodArguments
 from ncu_hf.data import normalize
-from ncu_hf.modeling import Embeddings, NCUModel, NegativePrompt, NegativePromptConfig, caption_end, insert_placeholders
+from ncu_hf.distributed import Shard
+from ncu_hf.modeling import Embeddings, NCUModel, NegativePrompt, NegativePromptConfig
 from ncu_hf.objectives import Objective, build_objectives
 from ncu_hf.parameters import freeze
 from ncu_hf.step import split_rows, two_stage_backward
+from ncu_hf.text_batches import caption_end, caption_lengths
 
 # CLIP's, of the image processor of every released checkpoint.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_TOKENS_A_WORD = 1.2
 
 
 def random_batch(clip: CLIPModel, rows: int, words: float, *, pin: bool) -> dict[str, Tensor]:
     """A batch as the loader gives it, in the host's memory: uint8 pixels, and captions padded to the longest.
 
-    Words a caption are drawn from a gamma distribution (shape 3, at least 2 words): alt texts are mostly short, with a
-    long tail. The ids are random.
-
     Args:
         clip (`CLIPModel`): For its sizes.
         rows (`int`): N.
-        words (`float`): Mean number of words.
+        words (`float`): Mean number of words, see [`word_counts`].
         pin (`bool`): In page-locked memory.
     """
     generator = torch.Generator().manual_seed(0)
-    text, side = clip.config.text_config, clip.config.vision_config.image_size
-    # The sum of three exponential waiting times is such a gamma variable.
-    drawn = torch.empty(rows, 3).exponential_(3 / words, generator=generator).sum(dim=1).clamp(min=2)
-    lengths = (_TOKENS_A_WORD * drawn).round().long() + 2
-    lengths = lengths.clamp(max=text.max_position_embeddings)
-    start, end = text.vocab_size - 2, text.vocab_size - 1
-    ids = torch.randint(1, start, (rows, int(lengths.max())), generator=generator)
-    ids[:, 0] = start
-    ids = ids.where(torch.arange(ids.shape[1]) < lengths[:, None] - 1, end)
+    side = clip.config.vision_config.image_size
+    ids = random_captions(word_counts(rows, words, generator), clip, generator)
     pixels = torch.randint(0, 256, (rows, 3, side, side), dtype=torch.uint8, generator=generator)
     batch = {"pixel_values": pixels, "input_ids": ids}
     return {key: value.pin_memory() for key, value in batch.items()} if pin else batch
@@ -94,6 +85,13 @@ class Setting(NamedTuple):
         chunk = {key: value.to(self.device, non_blocking=True) for key, value in chunk.items()}
         return {**chunk, "pixel_values": normalize(chunk["pixel_values"], _MEAN, _STD)}
 
+    def encode(self, model: nn.Module, chunk: dict[str, Tensor]) -> tuple[Embeddings, Tensor]:
+        """As `NCUTrainer` does: the lengths of the captions are read while they are in the host's memory."""
+        lengths = caption_lengths(chunk["input_ids"], self.clip.config.text_config.eos_token_id)
+        chunk = self.moved(chunk)
+        with self.autocast():
+            return model(chunk["pixel_values"], chunk["input_ids"], chunk["input_ids"], lengths, lengths)
+
 
 @dataclass
 class Variant:
@@ -132,14 +130,18 @@ def ours(setting: Setting, chunk_size: int | None = None, prepare: Callable[[NCU
     if prepare is not None:
         prepare(model)
 
-    def encode(chunk: dict[str, Tensor]) -> tuple[Embeddings, Tensor]:
-        chunk = setting.moved(chunk)
-        with setting.autocast():
-            return model(chunk["pixel_values"], chunk["input_ids"], chunk["input_ids"])
+    def losses(image: Tensor, text: Tensor, negative: Tensor, log_scale: Tensor, shard: Shard) -> dict[str, Tensor]:
+        return objective(image, text, negative, log_scale, *([shard] if objective.sharded else []))
 
     def backward() -> None:
-        chunks = split_rows(setting.batch, chunk_size)
-        two_stage_backward(encode, chunks, objective, backward=lambda loss: loss.backward(), check=_check_finite)
+        two_stage_backward(
+            partial(setting.encode, model),
+            split_rows(setting.batch, chunk_size),
+            losses,
+            backward=lambda loss: loss.backward(),
+            check=_check_finite,
+            sharded=objective.sharded,
+        )
 
     return Variant(model, backward)
 
@@ -159,9 +161,7 @@ def floor(setting: Setting, prepare: Callable[[NCUModel], None] | None = None) -
     fixed = torch.randn(3, rows, width, generator=generator).to(setting.device)
 
     def backward() -> None:
-        chunk = setting.moved(setting.batch)
-        with setting.autocast():
-            embeddings, log_scale = model(chunk["pixel_values"], chunk["input_ids"], chunk["input_ids"])
+        embeddings, log_scale = setting.encode(model, setting.batch)
         loss = log_scale + sum((embeds * own).sum() for embeds, own in zip(embeddings, fixed, strict=True))
         loss.backward()
 
@@ -189,23 +189,19 @@ def released(setting: Setting) -> Variant:
     that trains (its freeze has no effect), so that the backward pass goes through the frozen blocks too."""
     arguments = MethodArguments(freeze_token_embedding=False)
     model = setting.model(setting.objective(freeze_token_embedding=False))
-    clip, text, m = model.clip, model.clip.config.text_config, model.negative_prompt.config.length
-    context = text.max_position_embeddings
+    clip = model.clip
+    context = clip.config.text_config.max_position_embeddings
     batch = {**setting.batch, "input_ids": padded(setting.batch["input_ids"], context)}
     names = ("forget_ratio", "plan_weight", "entropy", "margin_low", "margin_high")
     loss = partial(released_unlearning, **{name: getattr(arguments, name) for name in names})
 
-    def encode_text(ids: Tensor) -> Tensor:
-        return _unit(clip.text_projection(clip.text_model(input_ids=ids).pooler_output))
-
     def backward() -> None:
         chunk = setting.moved(batch)
         with setting.autocast():
-            image = clip.visual_projection(clip.vision_model(pixel_values=chunk["pixel_values"]).pooler_output)
-            caption = encode_text(chunk["input_ids"])
-            with _prompt(model.negative_prompt, clip.text_model.embeddings.token_embedding):
-                negative = encode_text(insert_placeholders(chunk["input_ids"], m, context, text.eos_token_id))
-        loss(_unit(image), caption, negative, clip.logit_scale).backward()
+            image = model.encode_image(chunk["pixel_values"])
+            caption = padded_text(clip, chunk["input_ids"])
+            negative = padded_negative(model, chunk["input_ids"], context)
+        loss(image, caption.float(), negative.float(), clip.logit_scale).backward()
 
     return Variant(model, backward)
 
@@ -213,20 +209,3 @@ def released(setting: Setting) -> Variant:
 def padded(ids: Tensor, context: int) -> Tensor:
     """`ids` (N, L) padded to (N, context) with the end token, which every row ends in."""
     return pad(ids, (0, context - ids.shape[1]), value=int(ids[0, -1]))
-
-
-@contextmanager
-def _prompt(prompt: NegativePrompt, token_embedding: nn.Module) -> Iterator[None]:
-    def replace(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
-        m = prompt.config.length
-        return torch.cat([output[:, :1], prompt(len(output)).to(output.dtype), output[:, 1 + m :]], dim=1)
-
-    handle = token_embedding.register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _unit(features: Tensor) -> Tensor:
-    return normalize_rows(features.float(), dim=-1)

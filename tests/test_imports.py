@@ -25,7 +25,7 @@ ALLOWED = {
     "adapters": set(),
     "low_rank": set(),
     "recommended": set(),
-    "towers": {"low_rank", "modeling"},
+    "towers": {"low_rank", "modeling", "shared_prefix"},
     "shared_prefix": set(),
     "text_batches": set(),
     "modeling": {"adapters", "low_rank", "shared_prefix", "text_batches"},

@@ -7,7 +7,7 @@ the model costs nothing; the losses run on a small batch.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -84,7 +84,13 @@ def backward_bytes(trainer: NCUTrainer, rows: int, tokens: int, accumulating: bo
 
 
 def encoding_bytes(
-    model: NCUModel, pixels: tuple[int, ...], tokens: int, negative: bool, half: bool, accumulating: bool
+    model: NCUModel,
+    pixels: tuple[int, ...],
+    tokens: int,
+    negative: bool,
+    half: bool,
+    accumulating: bool,
+    lengths: Sequence[int] | None = None,
 ) -> int:
     """The same of a model without its trainer.
 
@@ -95,6 +101,7 @@ def encoding_bytes(
         negative (`bool`): Negatives are encoded too.
         half (`bool`): Under autocast.
         accumulating (`bool`): As in [`backward_bytes`].
+        lengths (`Sequence[int]`, *optional*): Of each caption, at most `tokens`, which all are long otherwise.
     """
     with FakeTensorMode() as fake:
         named = chain(model.named_parameters(), model.named_buffers())
@@ -106,7 +113,7 @@ def encoding_bytes(
             for weight in weights.values():
                 weight.grad = torch.zeros_like(weight) if accumulating and weight.requires_grad else None
             values = normalize(levels, (0.5,) * 3, (0.5,) * 3)
-            inputs = (values, captions, captions if negative else None)
+            inputs = (values, captions, captions if negative else None, lengths, lengths)
             weights = {f"model.{name}": weight for name, weight in weights.items()}
             torch.func.functional_call(_Backward(model.train()), weights, inputs)
     return live.peak
@@ -119,7 +126,7 @@ class _Backward(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *inputs: Tensor | None) -> None:
+    def forward(self, *inputs: Any) -> None:
         embeddings, log_scale = self.model(*inputs)
         loss = log_scale + sum(embeds.sum() for embeds in embeddings if embeds is not None)
         loss.backward()
