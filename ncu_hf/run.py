@@ -58,6 +58,7 @@ class Run(NamedTuple):
             num_workers=training.dataloader_num_workers,
             state=state,
             gather=partial(gather_json, device=training.device),
+            pin_memory=training.dataloader_pin_memory and training.device.type == "cuda",
         )
 
     def batches_per_epoch(self) -> int | None:

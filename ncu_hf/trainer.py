@@ -46,6 +46,7 @@ from ncu_hf.step import encode_globally, pad_empty, split_rows, total_loss, two_
 from ncu_hf.step_metrics import RunningMeans
 from ncu_hf.text_batches import caption_lengths
 from ncu_hf.towers import checkpoint_blocks, compile_blocks
+from ncu_hf.transfer import Transfer
 
 DATA_STATE = "data_state.json"
 OBJECTIVE_STATE = "objective.safetensors"
@@ -100,6 +101,7 @@ class NCUTrainer(Trainer):
         self._loader: PairLoader | None = None
         self._data_state = data_state
         self._metrics = RunningMeans()
+        self._transfer = Transfer(args.device)
         images = ImageTransform(processor.image_processor, train=False)
         self._normalization = images.mean, images.std, images.rescale
         self._card, self._known_health = write_card, health
@@ -183,7 +185,7 @@ class NCUTrainer(Trainer):
         # The ids are read here, while they are on the CPU.
         eos_token_id = self.model.clip.config.text_config.eos_token_id
         lengths = {key: caption_lengths(chunk[key], eos_token_id) for key in TEXT_INPUTS if key in chunk}
-        chunk = {key: value.to(self.args.device, non_blocking=True) for key, value in chunk.items()}
+        chunk = self._transfer(chunk)
         pixel_values = normalize(chunk["pixel_values"], *self._normalization).to(self.model.clip.dtype)
         return model(
             *(pixel_values, chunk["input_ids"], self._of_negatives(chunk)),

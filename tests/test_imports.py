@@ -29,6 +29,7 @@ ALLOWED = {
     "shared_prefix": set(),
     "text_batches": set(),
     "modeling": {"adapters", "low_rank", "shared_prefix", "text_batches"},
+    "transfer": set(),
     "interpolation": set(),
     "config": set(),
     "cli": {"config", "distributed"},
@@ -51,14 +52,24 @@ ALLOWED = {
     "forget_ratio": {"assessment", "checkpoint", "data", "distributed", "evaluation", "mixture", "run"},
     "trainer": {
         *("adapters", "callbacks", "checkpoint", "config", "data", "distributed", "modeling", "objectives"),
-        *("parameters", "samples", "step", "step_metrics", "text_batches", "towers"),
+        *("parameters", "samples", "step", "step_metrics", "text_batches", "towers", "transfer"),
     },
     "publishing": {"checkpoint", "config", "data", "evaluation", "loading", "modeling", "reporting"},
     "workspace": {"checkpoint", "cli", "config", "data"},
     "run": {"cli", "data", "distributed", "loading", "workspace"},
 }
 TORCH_ONLY = (
-    *("losses", "partitions", "transport", "selection", "mixture", "step_metrics", "distributed", "text_batches"),
+    *(
+        "losses",
+        "partitions",
+        "transport",
+        "selection",
+        "mixture",
+        "step_metrics",
+        "distributed",
+        "text_batches",
+        "transfer",
+    ),
 )
 
 

@@ -170,11 +170,14 @@ def normalize(
     Returns:
         `torch.Tensor`: float32 (B, 3, H, W).
     """
-    device = pixel_values.device
-    offset = torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-    scale = torch.tensor(std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+    offset, scale = (_channels(values, pixel_values.device) for values in (mean, std))
     # x / 255 in float32 has the bits of the processor's float64 product with 1/255; the float32 product has not.
     return pixel_values.to(torch.float32).div_(1 / rescale).sub_(offset).div_(scale)
+
+
+def _channels(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    # Filled on the device: a copy from the host would wait for all that a GPU has still to do.
+    return torch.stack([torch.full((1, 1), value, dtype=torch.float32, device=device) for value in values])
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

@@ -63,7 +63,7 @@ class IndexedBatches:
                 self.tail_dropped,
             )
         self._start = self._position
-        for number, batch in enumerate(in_workers(self._make, self._split.workers)):
+        for number, batch in enumerate(in_workers(self._make, self._split.workers, self._split.pin_memory)):
             here = self._place(number)
             if self._split.is_over(here.epoch):
                 return

@@ -33,6 +33,7 @@ class PairLoader:
         state (`dict`, *optional*): Position to go on from, see [`state_dict`].
         epochs (`int`, *optional*): Stop when this many epochs of the data are complete; endless by default.
         gather (`Gather`, *optional*): Exchange between the processes; needed for streams on more than one.
+        pin_memory (`bool`, *optional*, defaults to `False`): Batches lie in page-locked memory; needs CUDA.
 
     Attributes:
         last_wait_seconds (`float`): How long the consumer waited for the last batch.
@@ -54,8 +55,9 @@ class PairLoader:
         state: dict[str, Any] | None = None,
         epochs: int | None = None,
         gather: Gather = alone,
+        pin_memory: bool = False,
     ):
-        split = Split(batch_size, rank, world_size, num_workers, seed, epochs, gather)
+        split = Split(batch_size, rank, world_size, num_workers, seed, epochs, gather, pin_memory)
         split.check()
         self.last_wait_seconds = 0.0
         kind = StreamedBatches if isinstance(source, StreamSource) else IndexedBatches

@@ -28,6 +28,7 @@ class Split(NamedTuple):
         seed (`int`): Of order, crops and augmentation.
         epochs (`int`, *optional*): Epoch to stop before; endless by default.
         gather (`Gather`): Exchange between processes.
+        pin_memory (`bool`): Batches lie in page-locked memory, from where a GPU fetches them by itself.
     """
 
     batch_size: int
@@ -37,6 +38,7 @@ class Split(NamedTuple):
     seed: int
     epochs: int | None = None
     gather: Gather = alone
+    pin_memory: bool = False
 
     @property
     def global_batch(self) -> int:

@@ -82,7 +82,8 @@ class StreamedBatches:
 
     def _batches(self, current: Round) -> Iterator[dict[str, Any]]:
         """The rest of a round."""
-        received = in_workers(partial(self._make, current.done), self._split.workers)  # starts with its first item
+        make = partial(self._make, current.done)
+        received = in_workers(make, self._split.workers, self._split.pin_memory)  # starts with its first item
         mine = current.readers_of(self._split.rank)
         while current.steps is None or current.done < current.steps:
             batch, cursor, news = next(received)

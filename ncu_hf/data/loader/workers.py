@@ -17,8 +17,11 @@ from ncu_hf.errors import InputError, TrainingStopped
 Make = Callable[[int, int], Iterator[Any]]
 
 
-def in_workers(make: Make, workers: int) -> Iterator[Any]:
+def in_workers(make: Make, workers: int, pin_memory: bool = False) -> Iterator[Any]:
     """What `make(0, K)`, ..., `make(K - 1, K)` give, one of each in turn; with 0 workers `make(0, 1)` in this process.
+
+    Workers are two items ahead each. With `pin_memory` a thread of this process moves the tensors of an item into
+    page-locked memory as it comes.
 
     Raises:
         InputError, TrainingStopped: as raised in a worker, without its traceback.
@@ -28,6 +31,7 @@ def in_workers(make: Make, workers: int) -> Iterator[Any]:
         _Work(make),
         batch_size=None,
         num_workers=workers,
+        pin_memory=pin_memory,
         # Workers share the index of the data with this process instead of getting a pickled copy; "fork" is not the
         # default in a spawned process, nor from Python 3.14 on.
         multiprocessing_context="fork" if workers else None,
