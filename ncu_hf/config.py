@@ -391,6 +391,13 @@ class NCUTrainingArguments(TrainingArguments):
             value = getattr(self, setting.name)
             if setting.name in _UNSUPPORTED and getattr(value, "value", value) != setting.default:
                 raise InputError(f"--{setting.name} is not supported: {_UNSUPPORTED[setting.name]}.")
+        self._refuse_launched()
+
+    def _refuse_launched(self) -> None:
+        """What a configuration file of accelerate asks for, past the flags."""
+        for name in ("fsdp", "deepspeed"):
+            if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
+                raise InputError(f"accelerate's {name} configuration is not supported: {_UNSUPPORTED[name]}.")
         backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
         if backend != "no":
             raise InputError(

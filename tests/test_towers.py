@@ -231,6 +231,15 @@ def test_a_missing_compiler_is_told_at_the_start(trainers_of, monkeypatch):
         trainers_of("ncu", torch_compile="true")
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_sharded_weights_of_the_launcher_are_refused(kind, trainers_of, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "false")
+    trainers_of("clip")
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(InputError, match=f"{kind.lower()} configuration .* --chunk_size"):
+        trainers_of("clip")
+
+
 def test_a_compilation_of_the_whole_model_is_refused(trainers_of, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     trainers_of("clip")

@@ -79,7 +79,8 @@ def backward_bytes(trainer: NCUTrainer, rows: int, tokens: int, accumulating: bo
             go.
     """
     size = ImageTransform(trainer.processing_class.image_processor, train=False).output_size
-    negative, half = trainer.objective.needs_negative_text, trainer.args.bf16 or trainer.args.fp16
+    # accelerate's, which its own configuration file decides where no flag does
+    negative, half = trainer.objective.needs_negative_text, trainer.accelerator.mixed_precision in ("bf16", "fp16")
     return encoding_bytes(trainer.model, (rows, 3, *size), tokens, negative, half, accumulating)
 
 

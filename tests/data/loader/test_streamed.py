@@ -87,7 +87,7 @@ def collate(records: list, *, seed: int) -> dict:
 def inline_workers(monkeypatch):
     """Workers without processes: hundreds of layouts in a second."""
 
-    def in_turn(make, workers):
+    def in_turn(make, workers, _pin_memory: bool):
         for items in cycle([make(worker, max(workers, 1)) for worker in range(max(workers, 1))]):
             if (item := next(items, None)) is None:
                 return
