@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from ncu_hf.planning.memory import LiveBytes
+from ncu_hf.towers import compile_blocks
 
 Make = Callable[[Setting], Variant]
 
@@ -42,6 +43,9 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=2048, help="pairs of a step (default: 2048)")
     parser.add_argument("--chunk", type=int, nargs="*", default=[], help="also with chunks of so many rows")
     parser.add_argument(
+        "--compile", metavar="BACKEND", nargs="?", const="inductor", help="also with compiled blocks (of inductor)"
+    )
+    parser.add_argument(
         "--peak_tflops",
         type=float,
         help="of the device, dense and in the precision used, for MFU: the data sheet of a GPU tells it without "
@@ -54,6 +58,9 @@ def makers(options: argparse.Namespace) -> dict[str, Make]:
     found: dict[str, Make] = {"ours": ours}
     found |= {f"ours_chunk_{size}": partial(ours, chunk_size=size) for size in options.chunk}
     found |= {"floor": floor, "plain_clip": plain_clip}
+    if options.compile:
+        compiled = partial(compile_blocks, backend=options.compile, mode=None)
+        found |= {"ours_compiled": partial(ours, prepare=compiled), "floor_compiled": partial(floor, prepare=compiled)}
     return found | ({"released": released} if options.phase == "unlearning" else {})
 
 
@@ -65,7 +72,7 @@ def benchmark_step(options: argparse.Namespace) -> Tables:
         variant = make(setting)
         rows[name] = {"variant": name, "trained": _trained(variant)}
         try:
-            rows[name] |= {"tflop": tflop(variant), "peak_gib": peak_bytes(variant, options.device) / 2**30}
+            rows[name] |= _costs(name, variant, rows, options.device)
         except torch.OutOfMemoryError:
             rows[name] |= {"tflop": None, "peak_gib": None}
             variant.optimizer.zero_grad()
@@ -76,6 +83,15 @@ def benchmark_step(options: argparse.Namespace) -> Tables:
     for name, row in rows.items():
         row |= _speed(row["tflop"], needed[name], seconds.get(name), options)
     return {"step": list(rows.values()), "ratios": [ratios(seconds)]}
+
+
+def _costs(name: str, variant: Variant, rows: dict[str, Row], device: torch.device) -> Row:
+    plain = name.removesuffix("_compiled")
+    if plain == name:
+        return {"tflop": tflop(variant), "peak_gib": peak_bytes(variant, device) / 2**30}
+    # What is compiled cannot be looked into while it runs; it computes the same.
+    peak = peak_bytes(variant, device) / 2**30 if device.type == "cuda" else None
+    return {"tflop": rows[plain]["tflop"], "peak_gib": peak}
 
 
 def _trained(variant: Variant) -> int:
@@ -98,7 +114,11 @@ def _speed(counted: float | None, needed: float | None, seconds: float | None, o
 def ratios(seconds: dict[str, float]) -> Row:
     """Samples a second of `ours` over those of the others; of a variant that did not fit there is none."""
     found: Row = {}
+    if {"ours_compiled", "floor_compiled"} <= seconds.keys():
+        found["ours_share_of_floor_compiled"] = seconds["floor_compiled"] / seconds["ours_compiled"]
     for name, other in seconds.items():
+        if name == "floor_compiled":
+            continue
         if "ours" in seconds and name in ("released", "plain_clip"):
             found[f"ours_over_{name}"] = other / seconds["ours"]
         elif "ours" in seconds and name == "floor":

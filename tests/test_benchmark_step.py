@@ -104,6 +104,15 @@ def test_step(phase, benchmark):
     assert "ours_over_plain_clip" in shown
 
 
+def test_compiled_step(benchmark):
+    torch._dynamo.reset()
+    _, report = benchmark("step", "--model", "small", "--batch", 8, "--repeats", 1, "--compile", "eager")
+    rows = {row["variant"]: row for row in report["step"]}
+    assert rows["ours_compiled"]["tflop"] == rows["ours"]["tflop"] and rows["ours_compiled"]["ms"] > 0
+    share = report["ratios"][0]["ours_share_of_floor_compiled"]
+    assert share == pytest.approx(rows["floor_compiled"]["ms"] / rows["ours_compiled"]["ms"])
+
+
 def test_what_does_not_fit_is_left_out(benchmark, scripts, monkeypatch):
     counted, step = scripts("benchmark_step").tflop, scripts("benchmark_step")
 
