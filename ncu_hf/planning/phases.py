@@ -42,7 +42,6 @@ class StepMemory:
         embeddings (`int`): Gathered from all processes.
         matrices (`int`): Losses, transport and their gradients, at their peak.
         backward (`int`): Activations of a chunk and gradients, at their common peak.
-        chunked (`bool`): The losses are computed before activations are kept.
     """
 
     weights: int
@@ -53,14 +52,12 @@ class StepMemory:
     embeddings: int
     matrices: int
     backward: int
-    chunked: bool
 
     @property
     def peak(self) -> int:
         """`int`: all of it; an upper bound, for losses and backward pass have their peaks one after the other."""
-        passing = max(self.matrices, self.backward) if self.chunked else self.matrices + self.backward
         standing = self.weights + self.buckets + (self.optimizer or 0) + self.copy + self.embeddings
-        return standing + max(passing, self.gradients)
+        return standing + max(self.matrices + self.backward, self.gradients)
 
 
 @dataclass(frozen=True)
@@ -157,9 +154,8 @@ def step_memory(trainer: NCUTrainer, tokens: int) -> StepMemory:
         optimizer=optimizer,
         copy=gradients + (optimizer or 0) if objective.needs_sample_weights else 0,
         embeddings=embedding_bytes(objective, args.global_batch_size, width),
-        matrices=matrix_bytes(objective, args.global_batch_size, width),
+        matrices=matrix_bytes(objective, args.global_batch_size, width, args.world_size),
         backward=backward_bytes(trainer, rows, tokens, chunked or args.gradient_accumulation_steps > 1),
-        chunked=chunked,
     )
 
 
