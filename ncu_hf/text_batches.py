@@ -9,11 +9,11 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-# What one more sub-batch costs, in tokens that could be encoded in its time: on a CPU the weights are read once more
-# from memory; elsewhere some hundred kernels are launched, while a token is next to nothing. `benchmark.py text`
-# measures it as `tokens_a_sub_batch`; the sum that is minimised is flat, so that a factor of two hardly shows.
+# What one more sub-batch costs, in tokens that could be encoded in its time: on a CPU the weights are read, and their
+# gradients added, once more; elsewhere some hundred kernels are launched, while a token is next to nothing.
+# `scripts/benchmark.py text` measures it. What is minimised is flat: a factor of two here hardly shows.
 _OVERHEAD = {"cpu": 64}
-_OVERHEAD_ELSEWHERE = 2048
+_OVERHEAD_ELSEWHERE = 1024
 
 
 def caption_end(input_ids: Tensor, eos_token_id: int) -> Tensor:
