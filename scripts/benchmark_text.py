@@ -150,6 +150,8 @@ def benchmark_text(options: argparse.Namespace) -> Tables:
 def _compare(
     model: NCUModel, variants: dict[str, tuple[Pass, Pass]], weights: Tensor, options: argparse.Namespace
 ) -> Row:
+    """Times and counts. The operations are those of torch's counter, which does not know attention on a CPU."""
+
     def call(name: str) -> list[Tensor]:
         return forward_backward(model, variants[name], weights)
 

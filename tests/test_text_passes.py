@@ -125,14 +125,36 @@ def test_the_attention_of_the_tower_is_given_back(make_clip):
     torch.testing.assert_close(model.encode_negative_text(captions([3, 9])), expected)
 
 
+@pytest.mark.parametrize(
+    ("method", "own", "negatives"),
+    [("clip", False, None), ("ncu", False, "input_ids"), ("ncu", True, "negative_input_ids")],
+)
+def test_the_trainer_knows_the_lengths_before_the_ids_leave_the_cpu(method, own, negatives, trainers_of):
+    trainer = trainers_of(method)[-1]
+    end = trainer.model.clip.config.text_config.eos_token_id
+    rows = {"input_ids": [5, 3, 7], **({"negative_input_ids": [4, 9, 3]} if own else {})}
+    chunk = {key: torch.full((3, 9), end) for key in rows}
+    for key, lengths in rows.items():
+        for row, length in zip(chunk[key], lengths, strict=True):
+            row[: length - 1] = 1
+    chunk["pixel_values"] = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    _, input_ids, negative_ids, lengths, negative_lengths = trainer._encode(lambda *inputs: inputs, chunk)
+    assert torch.equal(input_ids, chunk["input_ids"]) and lengths == tuple(rows["input_ids"])
+    if negatives is None:
+        assert negative_ids is negative_lengths is None
+    else:
+        assert torch.equal(negative_ids, chunk[negatives]) and negative_lengths == tuple(rows[negatives])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="what is asserted is that a GPU is not waited for")
 def test_a_gpu_is_not_waited_for(make_model):
-    model, ids = make_model(END, torch.float32).cuda(), captions(BATCHES["ragged"])
+    model, ids = make_model(END, torch.float32).cuda(), captions(BATCHES["ragged"] * 8)
     lengths, ids = caption_lengths(ids, END), ids.cuda()
+    assert len(cut_lengths(lengths, sub_batch_overhead(ids.device))) > 1
     torch.cuda.set_sync_debug_mode("error")
     try:
         embeds = model.encode_text(ids, lengths), model.encode_negative_text(ids, lengths)
-        sum(e.sum() for e in embeds).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(e.isfinite().all() for e in embeds)
+    for found, encode in zip(embeds, (model.encode_text, model.encode_negative_text), strict=True):
+        torch.testing.assert_close(found, encode(ids), atol=1e-5, rtol=0)
