@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,8 @@ from transformers import CLIPModel, CLIPTextConfig, PreTrainedConfig, PreTrained
 from ncu_hf.adapters import merged
 from ncu_hf.errors import InputError
 from ncu_hf.low_rank import LowRankUpdate, TextTowerUpdates
+from ncu_hf.shared_prefix import SharedPrefix
+from ncu_hf.text_batches import caption_end, encode_by_length
 
 PROMPT_FOLDER = "negative_prompt"
 
@@ -103,50 +105,29 @@ class Embeddings(NamedTuple):
     negative: Tensor | None
 
 
-def caption_end(input_ids: Tensor, eos_token_id: int) -> Tensor:
-    """Position at which `CLIPModel` pools each row of `input_ids` (B, L).
-
-    A config whose `eos_token_id` is 2 predates the fix of transformers PR #24773 and pools at the largest id; any
-    other pools at the first end token.
-
-    Returns:
-        `Tensor`: (B,) int64.
-    """
-    if eos_token_id == 2:
-        return input_ids.argmax(dim=-1)
-    return (input_ids == eos_token_id).int().argmax(dim=-1)
-
-
-def insert_placeholders(input_ids: Tensor, length: int, context_length: int, eos_token_id: int) -> Tensor:
-    """Make room for a prompt of `length` vectors after the start token.
-
-    The caption is cut so that start + prompt + caption + end fits the context; the end token is always kept. The
-    placeholders repeat the start token's id, which is neither the end id nor the largest id, so that both pooling
-    modes still find the end.
+def behind_start(input_ids: Tensor, room: int, eos_token_id: int) -> Tensor:
+    """What follows the start token in each row of `input_ids` (B, L), cut to `room` tokens; the end token is kept.
 
     Args:
         input_ids (`Tensor`): (B, L) token ids, start first, an end token in every row.
-        length (`int`): m, number of placeholders.
-        context_length (`int`): Number of positions of the text tower.
+        room (`int`): Most tokens of a row.
         eos_token_id (`int`): `config.text_config.eos_token_id` (see [`caption_end`]).
 
     Returns:
-        `Tensor`: (B, min(L + m, context_length)) token ids.
+        `Tensor`: (B, min(L - 1, room)) token ids.
     """
-    width = min(input_ids.shape[1] + length, context_length)
     end = caption_end(input_ids, eos_token_id)[:, None]
-    position = torch.arange(width, device=input_ids.device)[None, :]
-    source = (position - length).clamp(min=0)
-    source = torch.where(position >= (end + length).clamp(max=context_length - 1), end, source)
-    return input_ids.gather(1, source)
+    kept = input_ids[:, 1 : 1 + room]
+    last = torch.where(end > room, input_ids.gather(1, end), kept[:, -1:])
+    return torch.cat([kept[:, :-1], last], dim=1)
 
 
 class NCUModel(nn.Module):
     """A `CLIPModel` that also encodes the negative of a caption.
 
-    The text tower is the stock one: the prompt replaces the outputs of the token embedding at the placeholder
-    positions, so that masks, positions and pooling stay those of `CLIPModel`. A prompt of length 0 gives
-    `get_text_features`.
+    The text tower is the stock one: the prompt replaces the outputs of the token embedding at placeholder positions,
+    and positions and pooling stay those of `CLIPModel`. Start token and prompt are the same in all rows and pass the
+    tower once (see [`SharedPrefix`]). A prompt of length 0 gives `get_text_features`.
 
     Args:
         clip (`CLIPModel`): The model to fine-tune. It stays a plain `CLIPModel`.
@@ -174,7 +155,12 @@ class NCUModel(nn.Module):
         return self.clip.config.text_config.max_position_embeddings
 
     def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, negative_input_ids: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        negative_input_ids: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+        negative_lengths: Sequence[int] | None = None,
     ) -> tuple[Embeddings, Tensor]:
         """Encode a batch.
 
@@ -182,13 +168,17 @@ class NCUModel(nn.Module):
             pixel_values (`Tensor`): (B, 3, H, W), normalised.
             input_ids (`Tensor`): (B, L) captions.
             negative_input_ids (`Tensor`, *optional*): (B, L') captions whose negatives are wanted.
+            lengths, negative_lengths (`Sequence[int]`, *optional*): [`caption_lengths`] of the two, which spare the
+                text tower the padding.
 
         Returns:
             `tuple[Embeddings, Tensor]`: the embeddings and `logit_scale` (log of s; 0-dim), the parameter itself, so
             that a wrapper such as `DistributedDataParallel` sees it used.
         """
-        negative = None if negative_input_ids is None else self.encode_negative_text(negative_input_ids)
-        embeddings = Embeddings(self.encode_image(pixel_values), self.encode_text(input_ids), negative)
+        negative = None
+        if negative_input_ids is not None:
+            negative = self.encode_negative_text(negative_input_ids, negative_lengths)
+        embeddings = Embeddings(self.encode_image(pixel_values), self.encode_text(input_ids, lengths), negative)
         return embeddings, self.clip.logit_scale
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
@@ -196,23 +186,39 @@ class NCUModel(nn.Module):
         pooled = self.clip.vision_model(pixel_values=pixel_values).pooler_output
         return _unit(self.clip.visual_projection(pooled))
 
-    def encode_text(self, input_ids: Tensor) -> Tensor:
-        """(B, L) -> unit text embeddings (B, D). Attention is causal: padding after the end token changes nothing."""
-        pooled = self.clip.text_model(input_ids=input_ids).pooler_output
+    def encode_text(self, input_ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """(B, L) -> unit text embeddings (B, D). Attention is causal: padding after the end token changes nothing.
+
+        Args:
+            input_ids (`Tensor`): (B, L).
+            lengths (`Sequence[int]`, *optional*): [`caption_lengths`] of the rows, see [`encode_by_length`].
+        """
+        pooled = encode_by_length(lambda ids: self.clip.text_model(input_ids=ids).pooler_output, input_ids, lengths)
         return _unit(self.clip.text_projection(pooled))
 
-    def encode_negative_text(self, input_ids: Tensor) -> Tensor:
+    def encode_negative_text(self, input_ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """(B, L) -> unit embeddings (B, D) of [start, negative prompt, caption, end].
 
         Without a prompt the negatives are written out in `input_ids`, and are texts like any other. Where the prompt
         has updates of its own that are frozen, the negatives are given, and no gradient goes through them.
+
+        Args:
+            input_ids (`Tensor`): (B, L), the same start token in all rows. A caption that the prompt leaves too little
+                room for loses words, never its end token.
+            lengths (`Sequence[int]`, *optional*): [`caption_lengths`] of the rows, see [`encode_by_length`].
         """
         if self.negative_prompt is None:
-            return self.encode_text(input_ids)
+            return self.encode_text(input_ids, lengths)
         m = self.negative_prompt.config.length
-        eos_token_id = self.clip.config.text_config.eos_token_id
-        with self._prompt_in_text_tower():
-            return self.encode_text(insert_placeholders(input_ids, m, self.context_length, eos_token_id))
+        room = self.context_length - 1 - m
+        rest = behind_start(input_ids, room, self.clip.config.text_config.eos_token_id)
+        if lengths is not None:
+            lengths = [min(max(length - 1, 1), room) for length in lengths]
+        with self._negative_pass():
+            with self._prompt_in_text_tower():
+                # The placeholders have the id of the start token, as any would do.
+                prefix = SharedPrefix(self.clip.text_model, input_ids[:1, :1].expand(1, 1 + m))
+            return _unit(self.clip.text_projection(encode_by_length(prefix.pooled, rest, lengths)))
 
     @property
     def _negatives_are_given(self) -> bool:
@@ -220,22 +226,26 @@ class NCUModel(nn.Module):
         return prompt.updates is not None and not any(p.requires_grad for p in prompt.parameters())
 
     @contextmanager
-    def _prompt_in_text_tower(self) -> Iterator[None]:
-        # `CLIPTextModel.forward` takes no `inputs_embeds`, hence a hook on the embedding that it calls.
-        m = self.negative_prompt.config.length
-
-        def replace_placeholders(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
-            prompt = self.negative_prompt(output.shape[0]).to(output.dtype)
-            return torch.cat([output[:, :1], prompt, output[:, 1 + m :]], dim=1)
-
-        handle = self.clip.text_model.embeddings.token_embedding.register_forward_hook(replace_placeholders)
+    def _negative_pass(self) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.callback(handle.remove)
             if self.negative_prompt.updates is not None:
                 stack.enter_context(self.negative_prompt.updates.added_to(self.clip.text_model))
             if self._negatives_are_given:
                 stack.enter_context(torch.no_grad())
             yield
+
+    @contextmanager
+    def _prompt_in_text_tower(self) -> Iterator[None]:
+        # `CLIPTextModel.forward` takes no `inputs_embeds`, hence a hook on the embedding that it calls.
+        def replace_placeholders(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+            prompt = self.negative_prompt(len(output)).to(output.dtype)
+            return torch.cat([output[:, :1], prompt], dim=1)
+
+        handle = self.clip.text_model.embeddings.token_embedding.register_forward_hook(replace_placeholders)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a plain `CLIPModel` to `folder` and the prompt, if any, to `folder/negative_prompt` (safetensors).

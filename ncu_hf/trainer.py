@@ -43,10 +43,12 @@ from ncu_hf.parameters import freeze, parameter_groups
 from ncu_hf.samples.base import SampleState, Step
 from ncu_hf.step import encode_globally, pad_empty, split_rows, total_loss, two_stage_backward
 from ncu_hf.step_metrics import RunningMeans
+from ncu_hf.text_batches import caption_lengths
 
 DATA_STATE = "data_state.json"
 OBJECTIVE_STATE = "objective.safetensors"
-MODEL_INPUTS = ("pixel_values", "input_ids", "negative_input_ids")
+TEXT_INPUTS = ("input_ids", "negative_input_ids")
+MODEL_INPUTS = ("pixel_values", *TEXT_INPUTS)
 Beside = ReferenceEmbeds | SampleWeights
 
 
@@ -171,16 +173,23 @@ class NCUTrainer(Trainer):
         return loss / self.current_gradient_accumulation_steps
 
     def _encode(self, model: nn.Module, chunk: dict[str, Tensor]) -> Any:
+        # The ids are read here, while they are on the CPU.
+        eos_token_id = self.model.clip.config.text_config.eos_token_id
+        lengths = {key: caption_lengths(chunk[key], eos_token_id) for key in TEXT_INPUTS if key in chunk}
         chunk = {key: value.to(self.args.device, non_blocking=True) for key, value in chunk.items()}
-        pixel_values = normalize(chunk["pixel_values"], *self._normalization)
-        return model(pixel_values.to(self.model.clip.dtype), chunk["input_ids"], self._negative_input_ids(chunk))
+        pixel_values = normalize(chunk["pixel_values"], *self._normalization).to(self.model.clip.dtype)
+        return model(
+            *(pixel_values, chunk["input_ids"], self._of_negatives(chunk)),
+            *(lengths["input_ids"], self._of_negatives(lengths)),
+        )
 
-    def _negative_input_ids(self, chunk: dict[str, Tensor]) -> Tensor | None:
+    def _of_negatives(self, texts: dict[str, Any]) -> Any:
+        """The entry of the texts whose negatives are encoded."""
         if not self.objective.needs_negative_text:
             return None
-        if "negative_input_ids" in chunk or not self.objective.needs_prompt:
-            return chunk["negative_input_ids"]
-        return chunk["input_ids"]
+        if "negative_input_ids" in texts or not self.objective.needs_prompt:
+            return texts["negative_input_ids"]
+        return texts["input_ids"]
 
     def _beside(self, inputs: dict[str, Any], chunks: list[dict[str, Tensor]], rows: int) -> list[Beside]:
         """What the objective takes besides the embeddings of the model."""

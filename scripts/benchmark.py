@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py transport --n 2048 --repeats 5 --json transport.json
     python scripts/benchmark.py data --sizes 500 2000 --workers 0 1 2 --memory_samples 100000 --json data.json
+    python scripts/benchmark.py text --batch 256 --words 10 --json text.json
 
 Every subcommand alternates the variants that it compares within one process, after a warm-up, and prints medians and
 ratios. A new one is a function that takes the parsed options and returns tables, and a line in `BENCHMARKS`.
@@ -24,10 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmark_data import DATA  # noqa: E402
+from benchmark_objective import OBJECTIVE  # noqa: E402
+from benchmark_text import TEXT  # noqa: E402
 from benchmark_timing import Row, Tables  # noqa: E402
 from benchmark_transport import TRANSPORT  # noqa: E402
 
-BENCHMARKS = {"transport": TRANSPORT, "data": DATA}
+BENCHMARKS = {"transport": TRANSPORT, "objective": OBJECTIVE, "data": DATA, "text": TEXT}
 
 
 def machine() -> Row:

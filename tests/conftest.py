@@ -10,7 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # For this process and all that tests start: one thread each, the checkout first, no network.
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
+import importlib
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -96,6 +98,20 @@ def launch() -> Callable[..., subprocess.CompletedProcess]:
         if check and done.returncode:
             pytest.fail(f"{script} on {processes} processes: exit code {done.returncode}\n{done.stderr[-4000:]}")
         return done
+
+    return run
+
+
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[str, dict[str, Any]]]:
+    """Run `scripts/benchmark.py` with these arguments; returns what it prints and what it writes."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    script = importlib.import_module("benchmark")
+
+    def run(*arguments: object) -> tuple[str, dict[str, Any]]:
+        report = tmp_path / "report.json"
+        script.main([*map(str, arguments), "--json", str(report)])
+        return capsys.readouterr().out, json.loads(report.read_text())
 
     return run
 

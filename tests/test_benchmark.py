@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def benchmark(tmp_path, monkeypatch, capsys):
-    """Run the script; returns what it prints and what it writes."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    script = importlib.import_module("benchmark")
-
-    def run(*arguments: object) -> tuple[str, dict]:
-        report = tmp_path / "report.json"
-        script.main([*map(str, arguments), "--json", str(report)])
-        return capsys.readouterr().out, json.loads(report.read_text())
-
-    return run
-
 
 LINUX = Path("/proc/self/status").exists()
 

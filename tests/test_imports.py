@@ -25,7 +25,9 @@ ALLOWED = {
     "adapters": set(),
     "low_rank": set(),
     "recommended": set(),
-    "modeling": {"adapters", "low_rank"},
+    "shared_prefix": set(),
+    "text_batches": set(),
+    "modeling": {"adapters", "low_rank", "shared_prefix", "text_batches"},
     "interpolation": set(),
     "config": set(),
     "cli": {"config", "distributed"},
@@ -48,13 +50,15 @@ ALLOWED = {
     "forget_ratio": {"assessment", "checkpoint", "data", "distributed", "evaluation", "mixture", "run"},
     "trainer": {
         *("adapters", "callbacks", "checkpoint", "config", "data", "distributed", "modeling", "objectives"),
-        *("parameters", "samples", "step", "step_metrics"),
+        *("parameters", "samples", "step", "step_metrics", "text_batches"),
     },
     "publishing": {"checkpoint", "config", "data", "evaluation", "loading", "modeling", "reporting"},
     "workspace": {"checkpoint", "cli", "config", "data"},
     "run": {"cli", "data", "distributed", "loading", "workspace"},
 }
-TORCH_ONLY = ("losses", "partitions", "transport", "selection", "mixture", "step_metrics", "distributed")
+TORCH_ONLY = (
+    *("losses", "partitions", "transport", "selection", "mixture", "step_metrics", "distributed", "text_batches"),
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -85,6 +89,7 @@ def test_numeric_modules_know_torch_only(module):
     standard = {
         "__future__",
         "gc",
+        "itertools",
         "json",
         "math",
         "os",

@@ -8,13 +8,7 @@ import torch.nn.functional as F
 from transformers import CLIPModel
 
 from ncu_hf.errors import InputError
-from ncu_hf.modeling import (
-    NCUModel,
-    NegativePrompt,
-    NegativePromptConfig,
-    insert_placeholders,
-    load_prompt,
-)
+from ncu_hf.modeling import NCUModel, NegativePrompt, NegativePromptConfig, behind_start, load_prompt
 
 START, END, CONTEXT = 118, 119, 20
 POOLING = [pytest.param(END, id="first-end"), pytest.param(2, id="argmax")]
@@ -66,10 +60,13 @@ def test_prompt_of_length_0_is_get_text_features(eos_token_id, make_clip):
     torch.testing.assert_close(model.encode_negative_text(ids), F.normalize(features, dim=-1), atol=1e-6, rtol=0)
 
 
-def test_placeholders_keep_the_end_token_of_a_full_row():
-    ids = insert_placeholders(captions(CONTEXT - 2), 8, CONTEXT, END)
-    assert ids.shape == (1, CONTEXT)
-    assert ids[0].tolist() == [START] * 9 + list(range(3, 13)) + [END]
+@pytest.mark.parametrize("eos_token_id", POOLING)
+def test_a_caption_loses_words_but_never_its_end_token(eos_token_id):
+    ids = captions(2, CONTEXT - 2)
+    full, short = behind_start(ids, 11, eos_token_id).flip(0).tolist()
+    assert full == [*range(3, 13), END]
+    assert short == [3, 4, *[END] * 9]
+    assert torch.equal(behind_start(ids, CONTEXT, eos_token_id), ids[:, 1:])
 
 
 @pytest.mark.parametrize("eos_token_id", POOLING)

@@ -73,7 +73,7 @@ def backward_bytes(trainer: NCUTrainer, rows: int, tokens: int, accumulating: bo
     Args:
         trainer (`NCUTrainer`): Of the phase; its model is frozen as the phase wants it.
         rows (`int`): Pairs of the chunk.
-        tokens (`int`): Length of the captions, start and end token included.
+        tokens (`int`): Length of every caption, start and end token included: the worst case for a batch's longest.
         accumulating (`bool`): The gradients of an earlier chunk are there already. Else they come as the activations
             go.
     """

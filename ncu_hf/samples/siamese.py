@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class Siamese:
         groups = [{**group, "params": [of[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
         self._optimizer = make_optimizer(groups)
 
-    def __call__(self, *inputs: Tensor | None) -> tuple[Embeddings, Tensor]:
+    def __call__(self, *inputs: Any) -> tuple[Embeddings, Tensor]:
         return functional_call(self._model, self._own, inputs)
 
     @property
