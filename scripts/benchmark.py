@@ -95,7 +95,11 @@ def main(arguments: list[str] | None = None) -> None:
     tables = BENCHMARKS[options.command].run(options)
     show(tables)
     if options.json:
-        report = {"command": sys.argv[1:] if arguments is None else arguments, **machine(), **tables}
+        words = sys.argv[1:] if arguments is None else arguments
+        flags = {
+            key: value if isinstance(value, int | float | None) else str(value) for key, value in vars(options).items()
+        }
+        report = {"command": words, "options": flags, **machine(), **tables}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
