@@ -26,12 +26,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark_data import DATA  # noqa: E402
 from benchmark_memory import MEMORY  # noqa: E402
+from benchmark_objective import OBJECTIVE  # noqa: E402
 from benchmark_step import STEP  # noqa: E402
 from benchmark_text import TEXT  # noqa: E402
 from benchmark_timing import Row, Tables  # noqa: E402
 from benchmark_transport import TRANSPORT  # noqa: E402
 
-BENCHMARKS = {"transport": TRANSPORT, "data": DATA, "text": TEXT, "step": STEP, "memory": MEMORY}
+BENCHMARKS = {
+    **{"transport": TRANSPORT, "objective": OBJECTIVE, "data": DATA, "text": TEXT},
+    **{"step": STEP, "memory": MEMORY},
+}
 
 
 def machine() -> Row:
@@ -96,7 +100,11 @@ def main(arguments: list[str] | None = None) -> None:
     tables = BENCHMARKS[options.command].run(options)
     show(tables)
     if options.json:
-        report = {"command": sys.argv[1:] if arguments is None else arguments, **machine(), **tables}
+        words = sys.argv[1:] if arguments is None else arguments
+        flags = {
+            key: value if isinstance(value, int | float | None) else str(value) for key, value in vars(options).items()
+        }
+        report = {"command": words, "options": flags, **machine(), **tables}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

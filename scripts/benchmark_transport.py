@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import math
 
 import torch
+from benchmark_embeds import clip_like_embeds
 from benchmark_references import textbook_loop
 from benchmark_timing import Benchmark, Row, Tables, medians
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ncu_hf.transport import solve_transport
 
 
-def clip_like_cost(n: int, common: float, seed: int = 0, width: int = 512) -> tuple[Tensor, Tensor]:
-    """Cost (N, N+1) and mask of a batch of unit embeddings with paired cosines spread evenly over 0.25 to 0.9.
-
-    Texts share a direction of weight `common` (CLIP's modality is a narrow cone) and one of N/16 topics; an image
-    leans on its text by its cosine, the rest on the same direction and topic. Negative texts lie at cosine -0.45 to
-    their text. The 10 % of pairs with the lowest confidence are to forget.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(rows: int) -> Tensor:
-        return normalize(torch.randn(rows, width, generator=generator), dim=1)
-
-    shared = common * draw(1) + 0.5 * draw(max(n // 16, 1))[torch.randint(max(n // 16, 1), (n,), generator=generator)]
-    text, other = normalize(shared + 0.7 * draw(n), dim=1), normalize(shared + 0.7 * draw(n), dim=1)
-    paired = 0.25 + 0.65 * torch.rand(n, 1, generator=generator)
-    image = paired * text + (1 - paired**2).sqrt() * _perpendicular(other, text)
-    negative = -0.45 * text + math.sqrt(1 - 0.45**2) * _perpendicular(draw(n), text)
+def clip_like_cost(n: int, common: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Cost (N, N+1) and mask of a batch of [`clip_like_embeds`] whose 10 % of lowest confidence are to forget."""
+    image, text, negative = clip_like_embeds(n, common, seed)
     similarity = torch.cat([image @ text.T, (image * negative).sum(1, keepdim=True)], dim=1)
     forget = (100 * similarity[:, :n]).softmax(1).diagonal().argsort()[: n // 10]
     mask = torch.ones(n, n + 1, dtype=torch.bool)
@@ -38,10 +23,6 @@ def clip_like_cost(n: int, common: float, seed: int = 0, width: int = 512) -> tu
     mask[forget, n] = True
     mask[forget, forget] = False
     return 1 - similarity, mask
-
-
-def _perpendicular(vectors: Tensor, axes: Tensor) -> Tensor:
-    return normalize(vectors - (vectors * axes).sum(1, keepdim=True) * axes, dim=1)
 
 
 def _transport_flags(parser: argparse.ArgumentParser) -> None:

@@ -72,7 +72,7 @@ def main() -> None:
     if not arguments.report_only:  # what was run on a GPU is told on any machine
         check_units(units)
     if arguments.dry_run:
-        print(*(f"{unit.name}{' (complete)' * unit.complete}" for unit in units), sep="\n")
+        print(*(f"{unit.name}{' (complete)' * unit.complete}" for unit in chosen(units, arguments)), sep="\n")
         return
     output.mkdir(parents=True, exist_ok=True)
     failed = 0

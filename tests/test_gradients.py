@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ncu_hf.checkpoint import read_json
 from ncu_hf.cli import parse_arguments
 from ncu_hf.data import ImageTransform, PairCollator, PairLoader, normalize, open_pairs
 from ncu_hf.loading import load_reference
@@ -101,3 +102,6 @@ def test_processes_and_chunks_give_the_gradient_of_one_batch(
         found = load_file(tmp_path / f"{phase}.{dtype}.{chunk_size}.safetensors")
         assert ("clip.logit_scale" in found) == (phase == "unlearning" or not settings)
         assert relative_error(found, single[dtype, phase]) < TOLERANCE[dtype], (phase, dtype, chunk_size)
+        if processes > 1:
+            counted = read_json(tmp_path / f"{phase}.{dtype}.{chunk_size}.json")
+            assert counted["reduced"] == counted["trained"] > 0  # each gradient once, however many chunks

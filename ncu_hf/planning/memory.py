@@ -133,20 +133,21 @@ class _Backward(nn.Module):
         loss.backward()
 
 
-def matrix_bytes(objective: Objective, rows: int, width: int) -> int:
+def matrix_bytes(objective: Objective, rows: int, width: int, processes: int = 1) -> int:
     """Most memory at any time of the losses, their plan and their gradient, beyond the embeddings themselves.
 
     Args:
         objective (`Objective`): The phase's losses.
         rows (`int`): N, pairs of the global batch.
         width (`int`): D, size of an embedding.
+        processes (`int`): W, that share the matrices of a sharded objective.
     """
     if rows <= 2 * _TRIAL_ROWS:
         return _objective_peak(objective, rows, width)
     small, large = (_objective_peak(objective, n, width) for n in (_TRIAL_ROWS, 2 * _TRIAL_ROWS))
     square = (large - 2 * small) / (2 * _TRIAL_ROWS**2)  # peak(n) = square n² + line n
     line = small / _TRIAL_ROWS - square * _TRIAL_ROWS
-    return round(square * rows**2 + line * rows)
+    return round(square * rows**2 / (processes if objective.sharded else 1) + line * rows)
 
 
 def _objective_peak(objective: Objective, rows: int, width: int) -> int:

@@ -154,7 +154,7 @@ def step_memory(trainer: NCUTrainer, tokens: int) -> StepMemory:
         optimizer=optimizer,
         copy=gradients + (optimizer or 0) if objective.needs_sample_weights else 0,
         embeddings=embedding_bytes(objective, args.global_batch_size, width),
-        matrices=matrix_bytes(objective, args.global_batch_size, width),
+        matrices=matrix_bytes(objective, args.global_batch_size, width, args.world_size),
         backward=backward_bytes(trainer, rows, tokens, chunked or args.gradient_accumulation_steps > 1),
     )
 

@@ -2,17 +2,21 @@
 
     gradients.py OUTPUT_FOLDER CHUNK_SIZE[,CHUNK_SIZE...] [flags of a recipe ...]
 
-Writes OUTPUT_FOLDER/<phase>.<dtype>.<chunk size>.safetensors (rank 0): the gradient of every parameter that trains.
+Writes OUTPUT_FOLDER/<phase>.<dtype>.<chunk size>.safetensors (rank 0): the gradient of every parameter that trains; and
+with several processes <...>.json: how many numbers `DistributedDataParallel` has reduced, and how many train.
 """
 
 import copy
 import itertools
+import json
 import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from ncu_hf.cli import parse_arguments
@@ -26,6 +30,22 @@ from ncu_hf.trainer import NCUTrainer
 from ncu_hf.workspace import Workspace
 
 
+class Counted(DistributedDataParallel):
+    """Counts what it reduces."""
+
+    reduced = 0
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        Counted.reduced = 0
+        self.register_comm_hook(None, Counted.count)
+
+    @staticmethod
+    def count(state, bucket):
+        Counted.reduced += bucket.buffer().numel()
+        return default_hooks.allreduce_hook(None, bucket)
+
+
 class Capture(TrainerCallback):
     def __init__(self, path: Path):
         self.path = path
@@ -34,9 +54,13 @@ class Capture(TrainerCallback):
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
         if args.process_index == 0:
             save_file(gradients, self.path)
+        if args.process_index == 0 and args.world_size > 1:
+            trained = sum(gradient.numel() for gradient in gradients.values())
+            self.path.with_suffix(".json").write_text(json.dumps({"reduced": Counted.reduced, "trained": trained}))
 
 
 def main() -> None:
+    torch.nn.parallel.DistributedDataParallel = Counted  # the one that accelerate wraps the model in
     output, chunk_sizes = Path(sys.argv[1]), sys.argv[2].split(",")
     arguments, _ = parse_arguments(sys.argv[3:])
     arguments.training.disable_tqdm = True

@@ -1,0 +1,119 @@
+"""`benchmark.py scaling`: steps and losses on several processes of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from benchmark_step import add_setting_flags
+from benchmark_timing import Benchmark, Row, Tables
+
+from ncu_hf.errors import InputError
+
+_WORKER = Path(__file__).with_name("benchmark_scaling_worker.py")
+_GIB = 2**30
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    add_setting_flags(parser)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="numbers of processes, W")
+    parser.add_argument("--rows", type=int, default=256, help="pairs of a process (weak), of all of them (strong)")
+    parser.add_argument("--chunk", type=int, help="rows of a chunk; all of a process by default")
+    parser.add_argument("--n", type=int, default=2048, help="N of the losses alone (default: 2048)")
+    parser.add_argument("--large_n", type=int, default=32_768, help="N that memory is extrapolated to")
+    parser.add_argument("--large_processes", type=int, default=8, help="W that memory is extrapolated to")
+
+
+def benchmark_scaling(options: argparse.Namespace) -> Tables:
+    """Weak scaling (as many pairs a process), strong scaling (as many in all), and the losses of phase 2 alone."""
+    tables: Tables = {"weak": [], "strong": [], "losses": []}
+    for processes in options.processes:
+        if options.rows % processes or options.n % (2 * processes):
+            raise InputError(f"--rows {options.rows} and half of --n {options.n} must be multiples of {processes}.")
+        for table, rows in (("weak", options.rows), ("strong", options.rows // processes)):
+            tables[table].append(_step(processes, rows, options))
+        tables["losses"].append(_losses(processes, options))
+    for table in ("weak", "strong", "losses"):
+        _relate(table, tables[table])
+    tables["losses_extrapolated"] = [_extrapolated(tables["losses"], options)]
+    return tables
+
+
+def _step(processes: int, rows: int, options: argparse.Namespace) -> Row:
+    found = _launch(processes, "step", rows, options)
+    exchange = found["ms"] - found["without_gradient_exchange_ms"]
+    return {
+        "processes": processes,
+        "rows_a_process": rows,
+        "ms": found["ms"],
+        "samples_a_second": 1e3 * processes * rows / found["ms"],
+        "gradient_exchange_ms": exchange,
+        "collectives_of_losses_ms": found["collectives_ms"],
+        "communication_share": max(0.0, exchange + found["collectives_ms"]) / found["ms"],
+        "gradient_all_reduces": found["gradient_all_reduces"],
+    }
+
+
+def _losses(processes: int, options: argparse.Namespace) -> Row:
+    """Time and memory at N, and the two coefficients of memory: of N²/W floats, and of N floats."""
+    large, small = (_launch(processes, "losses", n // processes, options) for n in (options.n, options.n // 2))
+    n, peak = options.n, large["peak_bytes"]
+    square = (peak - 2 * small["peak_bytes"]) * 2 * processes / (4 * n * n)  # peak(n) = square n²/W + line n
+    return {
+        "processes": processes,
+        "n": n,
+        "ms": large["ms"],
+        "collectives_ms": large["collectives_ms"],
+        "peak_mib": peak / 2**20,
+        "floats_a_cell": square,
+        "floats_a_row": (peak / 4 - square * n * n / processes) / n,
+    }
+
+
+def _relate(table: str, rows: list[Row]) -> None:
+    """Efficiency: 1 where W processes do W times the work in the same time (weak), or the same work in 1/W of it."""
+    for row in rows:
+        shared = 1 if table == "weak" else row["processes"] / rows[0]["processes"]
+        row["efficiency"] = rows[0]["ms"] / (shared * row["ms"])
+
+
+def _extrapolated(losses: list[Row], options: argparse.Namespace) -> Row:
+    last, n = losses[-1], options.large_n
+    cells = n * n / options.large_processes
+    reference = _launch(1, "reference", options.n, options)["peak_bytes"] / (4 * options.n**2)
+    return {
+        "n": n,
+        "processes": options.large_processes,
+        "ours_gib_a_process": 4 * (last["floats_a_cell"] * cells + last["floats_a_row"] * n) / _GIB,
+        "reference_gib_a_process": 4 * reference * n * n / _GIB,
+        "reference_floats_a_cell": reference,
+    }
+
+
+def _launch(processes: int, part: str, rows: int, options: argparse.Namespace) -> Row:
+    """What the first of W workers measures."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        settings = {"part": part, "rows": rows, "report": str(report), **vars(options)}
+        settings = {key: value for key, value in settings.items() if isinstance(value, str | int | float | None)}
+        settings["device"] = options.device.type
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        threads = options.threads or max(1, torch.get_num_threads() // processes)
+        done = subprocess.run(
+            [*command, str(_WORKER), json.dumps(settings)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+        if done.returncode:
+            raise InputError(f"scaling on {processes} processes failed: {done.stderr.strip()[-2000:]}")
+        return json.loads(report.read_text())
+
+
+SCALING = Benchmark("steps and losses on several processes of this machine", _flags, benchmark_scaling)

@@ -1,0 +1,63 @@
+"""The estimate of hours is its formula, on the rates of the reports, and says what it is made of."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def estimate(tmp_path):
+    def run(*flags: object, gpu: str | None = "A GPU", rates: tuple = (1000.0, 500.0)) -> subprocess.CompletedProcess:
+        files = []
+        for phase, rate in enumerate(rates):
+            row = {"variant": "ours", "samples_a_second": rate, "tflop": 2.0 * (phase + 1)}
+            files.append(tmp_path / f"{phase}.json")
+            files[-1].write_text(json.dumps({"options": {"batch": 100}, "gpu": gpu, "step": [row]}))
+        command = [sys.executable, ROOT / "scripts/estimate_cost.py", *files, *flags]
+        return subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=tmp_path)
+
+    return run
+
+
+def cells(text: str, name: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {name} "))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_hours_follow_from_measured_rates(estimate):
+    done = estimate("--gpus", 1, 4, "--efficiency", 0.5, "--pairs", 3_600_000, "--epochs", 1, 2)
+    assert done.returncode == 0, done.stderr
+    # 3.6 M pairs: 1 epoch at 1000 a second is an hour, 2 epochs at 500 are four; 4 GPUs at half efficiency are two.
+    assert cells(done.stdout, "yours")[1:] == ["3,600,000", "5.0", "2.5"]
+    assert "Measured" in done.stdout and "A GPU" in done.stdout
+
+
+def test_what_is_assumed_is_called_so(estimate):
+    done = estimate("--peak_tflops", 100, "--mfu", 0.4, "--gpus", 1, "--pairs", 3_600_000, "--epochs", 1, 1, gpu=None)
+    # 0.02 and 0.04 TFLOP a sample at 40 TFLOP/s: 2000 and 1000 a second.
+    assert cells(done.stdout, "yours")[2] == "1.5"
+    assert "Assumed, not measured" in done.stdout and "Measured:" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpu", "rates", "said"),
+    [
+        ((), None, (1.0, 1.0), "measured on a CPU"),
+        (("--mfu", 0.4), "A GPU", (1.0, 1.0), "--peak_tflops"),
+        (("--efficiency", 0), "A GPU", (1.0, 1.0), "--efficiency"),
+        (("--gpus", 0), "A GPU", (1.0, 1.0), "--gpus"),
+        (("--variant", "fast"), "A GPU", (1.0, 1.0), "ours"),
+        ((), "A GPU", (1.0, None), "did not fit"),
+    ],
+)
+def test_wrong_input_gets_one_line(estimate, flags, gpu, rates, said):
+    done = estimate(*flags, gpu=gpu, rates=rates)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""

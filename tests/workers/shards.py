@@ -1,0 +1,75 @@
+"""Loss, statistics and gradients of sharded objectives, each process with its rows of one batch.
+
+    shards.py INPUT.safetensors OUTPUT.safetensors SIZE[,SIZE...] METHOD...
+
+INPUT holds `image`, `text`, `negative` (N, D) and `log_scale`; SIZEs are the rows of each process. OUTPUT (rank 0)
+holds, of every phase of the methods in each formulation and with each of `OPTIONS`, what the objective returns, and the
+gradient with respect to each input.
+"""
+
+import itertools
+import sys
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from ncu_hf.config import FORMULATIONS, MethodArguments
+from ncu_hf.distributed import Shard, gather_rows, leave, world
+from ncu_hf.objectives import METHODS
+from ncu_hf.planning.memory import LiveBytes
+from ncu_hf.step import total_loss
+
+OPTIONS = {
+    "": {},
+    "none": {"forget_target": "none", "forget_window": 3},
+    "all_kept": {"forget_ratio": 0.0},
+}
+
+
+def outputs(objective, inputs: dict[str, torch.Tensor], shard: Shard) -> dict[str, torch.Tensor]:
+    """What the objective returns, its gradients with respect to all rows, and the most memory it took."""
+    leaves = [inputs[name][shard.rows].clone().requires_grad_() for name in ("image", "text", "negative")]
+    scale = inputs["log_scale"].clone().requires_grad_()
+    with LiveBytes(leaves) as live:
+        found = objective(*leaves, scale, shard)
+        options = {"allow_unused": True, "materialize_grads": True}
+        *rows, scale_gradient = torch.autograd.grad(total_loss(found), [*leaves, scale], **options)
+    gradients = {name: gather_rows(gradient, list(shard.sizes)) for name, gradient in zip("vtn", rows, strict=True)}
+    statistics = {key: value.detach().clone() for key, value in found.items()}
+    peak = torch.tensor(float(live.peak))
+    return statistics | gradients | {"s": shard.sum(scale_gradient).clone(), "peak": shard.largest(peak)}
+
+
+def main() -> None:
+    inputs, sizes = load_file(sys.argv[1]), tuple(map(int, sys.argv[3].split(",")))
+    if len(sizes) > 1:
+        dist.init_process_group("gloo")
+    shard, found = Shard(sizes, world()[0]), {}
+    for method, formulation, option in itertools.product(sys.argv[4:], FORMULATIONS, OPTIONS):
+        arguments = MethodArguments(**{"formulation": formulation, "forget_ratio": 0.3} | OPTIONS[option])
+        for phase, kind in enumerate(METHODS[method]):
+            objective = kind(arguments)
+            outputs(objective, inputs, shard)  # a window remembers this batch
+            for key, value in outputs(objective, inputs, shard).items():
+                found[f"{method}.{phase}.{formulation}.{option}.{key}"] = value
+    reduced = Counter()
+    if len(sizes) > 1:
+        all_reduce = dist.all_reduce
+
+        def counted(tensor: torch.Tensor, *rest, **options):
+            reduced[tensor.numel()] += 1
+            return all_reduce(tensor, *rest, **options)
+
+        dist.all_reduce = counted
+    arguments = MethodArguments(formulation="released", forget_ratio=0.3)
+    plan_iterations = outputs(METHODS["ncu"][1](arguments), inputs, shard)["plan_iterations"]
+    found["reduced_vectors"] = torch.tensor(reduced[shard.n + 1])
+    found["plan_iterations"] = plan_iterations
+    if world()[0] == 0:
+        save_file(found, sys.argv[2])
+
+
+main()
+leave()
