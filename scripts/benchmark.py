@@ -27,14 +27,17 @@ sys.path.insert(0, str(ROOT))
 from benchmark_data import DATA  # noqa: E402
 from benchmark_memory import MEMORY  # noqa: E402
 from benchmark_objective import OBJECTIVE  # noqa: E402
+from benchmark_scaling import SCALING  # noqa: E402
 from benchmark_step import STEP  # noqa: E402
 from benchmark_text import TEXT  # noqa: E402
 from benchmark_timing import Row, Tables  # noqa: E402
 from benchmark_transport import TRANSPORT  # noqa: E402
 
+from ncu_hf.cli import run_main  # noqa: E402
+
 BENCHMARKS = {
     **{"transport": TRANSPORT, "objective": OBJECTIVE, "data": DATA, "text": TEXT},
-    **{"step": STEP, "memory": MEMORY},
+    **{"step": STEP, "memory": MEMORY, "scaling": SCALING},
 }
 
 
@@ -109,4 +112,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -112,7 +113,8 @@ def _launch(processes: int, part: str, rows: int, options: argparse.Namespace) -
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
         if done.returncode:
-            raise InputError(f"scaling on {processes} processes failed: {done.stderr.strip()[-2000:]}")
+            said = [line for line in done.stderr.splitlines() if re.match(r"\[rank\d+\]: \S*Error", line)]
+            raise InputError(f"{part} on {processes} processes failed: {said[0] if said else done.stderr[-500:]}")
         return json.loads(report.read_text())
 
 
