@@ -102,6 +102,25 @@ def test_result_does_not_depend_on_how_often_the_host_looks(stop, monkeypatch):
     assert one.iterations == blocks.iterations or stop == "marginal"  # the work of frozen steps counts there
 
 
+def test_an_accelerator_is_asked_for_the_flag_of_a_block_when_the_next_is_on_its_way(monkeypatch):
+    steps, waits = [], []
+
+    def look(flag):
+        asked = len(steps)
+        return lambda: waits.append((asked, len(steps))) or bool(flag)
+
+    def step():
+        steps.append(len(steps) + 1)
+        return torch.tensor(steps[-1] > 23)
+
+    monkeypatch.setattr(iterations, "_look", look)
+    iterations._until_flagged(step, 100, torch.device("meta"))
+    assert waits == [(10, 20), (20, 30), (30, 40)]
+    steps.clear(), waits.clear()
+    iterations._until_flagged(step, 100, torch.device("cpu"))
+    assert len(steps) == 24 and waits == [(n, n) for n in range(1, 25)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [5, 65])
 def test_marginal_rule_converges_and_says_so(n, dtype):
