@@ -101,11 +101,12 @@ def _launch(processes: int, part: str, rows: int, options: argparse.Namespace) -
     """What the first of W workers measures."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        settings = {"part": part, "rows": rows, "report": str(report), **vars(options)}
+        settings = {**vars(options), "part": part, "rows": rows, "report": str(report)}
         settings = {key: value for key, value in settings.items() if isinstance(value, str | int | float | None)}
         settings["device"] = options.device.type
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        threads = options.threads or max(1, torch.get_num_threads() // processes)
+        # As many for each process of every row of the tables, so that they compare.
+        threads = options.threads or max(1, torch.get_num_threads() // max(options.processes))
         done = subprocess.run(
             [*command, str(_WORKER), json.dumps(settings)],
             capture_output=True,
