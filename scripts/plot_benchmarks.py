@@ -80,7 +80,7 @@ def draw_objective(report: Report) -> Figure:
 
 def draw_text(report: Report) -> Figure:
     """Time of both text passes, and the tokens that they encode."""
-    row = report["text"][0]
+    row = report["rows"][0]
     names = ("ours", "longest", "padded_77")
     figure = Figure(figsize=(9.0, 2.2), layout="constrained")
     time, tokens = figure.subplots(1, 2)

