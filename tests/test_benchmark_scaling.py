@@ -18,7 +18,7 @@ def test_scaling(benchmark):
         assert all(row["gradient_all_reduces"] == 1 for row in report[table])  # of chunks of 5 rows
         assert all(row["communication_share"] >= 0 for row in report[table])
     alone, shared = report["losses"]
-    assert 2 < shared["floats_a_cell"] < 15 and shared["floats_a_row"] > 0
+    assert alone["peak_mib"] > 0.5  # two matrices of 256 x 257 floats
     assert shared["peak_mib"] < alone["peak_mib"]  # so small a batch is mostly what all processes gather
     (far,) = report["losses_extrapolated"]
     measured = 4 * (shared["floats_a_cell"] * 512**2 / 2 + shared["floats_a_row"] * 512) / 2**30
