@@ -10,7 +10,7 @@ import pytest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEXT = (DOCS / "evidence.md").read_text(encoding="utf-8")
-SECTIONS = {"scenes": "### Scenes", "emoji": "### Emoji"}
+SECTIONS = {"scenes": "### Scenes", "emoji": "### Emoji", "photos": "### Photos"}
 ROW = re.compile(r"^\| `(\w+)` \| ([\d.]+) ± ([\d.]+) \|[^|]*\| ([\d.]+) ± ([\d.]+) \|", flags=re.MULTILINE)
 
 
