@@ -408,9 +408,8 @@ class NCUTrainingArguments(TrainingArguments):
     def _use_new_names(self) -> None:
         """The flag that every supported release of transformers has is, in the newer ones, an alias with a warning."""
         if "activation_checkpointing" in {setting.name for setting in fields(TrainingArguments)}:
-            if self.activation_checkpointing is None:
-                self.activation_checkpointing = self.gradient_checkpointing
-            self.gradient_checkpointing = None
+            new, old = self.activation_checkpointing, self.gradient_checkpointing
+            self.activation_checkpointing, self.gradient_checkpointing = old if new is None else new, None
 
     def _resolve_batch(self) -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ncu_hf.assessment import encode_sample
 from ncu_hf.checkpoint import read_json, write_json
 from ncu_hf.data import PairSource
-from ncu_hf.distributed import gather_json
+from ncu_hf.distributed import broadcast_json
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation import ClipEncoder, EmbeddingCache
 from ncu_hf.mixture import fit_two_gaussians
@@ -68,8 +68,8 @@ def resolve_forget_ratio(run: Run) -> None:
         return
     path, training = run.workspace.forget_ratio, run.arguments.training
     # The first process decides: another machine may not see its folder, and the estimate is a collective.
-    kept = gather_json(read_json(path) if path.is_file() else None, training.device)[0]
-    found: dict[str, Any] = kept or gather_json(_estimate(run)._asdict(), training.device)[0]
+    kept = broadcast_json(read_json(path) if path.is_file() else None, training.device)
+    found: dict[str, Any] = kept or broadcast_json(_estimate(run)._asdict(), training.device)
     if kept is None and training.should_save:
         write_json(path, found)
     run.arguments.method.forget_ratio = found["forget_ratio"]

@@ -78,9 +78,9 @@ def measure_step(options: argparse.Namespace) -> Row:
 
     wrapped.register_comm_hook(None, exchange)
 
-    def step(no_sync: Callable[[], AbstractContextManager]) -> None:
+    def step(context: Callable[[], AbstractContextManager]) -> None:
         chunks = split_rows(setting.batch, options.chunk)
-        with nullcontext() if no_sync is nullcontext else wrapped.no_sync():
+        with context():
             two_stage_backward(
                 lambda chunk: setting.encode(wrapped, chunk),
                 chunks,
