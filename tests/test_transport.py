@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncu_hf.transport import TransportPlan, iterations, solve_transport
+from ncu_hf.transport import TransportPlan, iterations, solve_transport, solve_transport_both_ways
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
@@ -87,6 +87,25 @@ def test_plain_iterations_survive_absorption_and_blocks(entropy, monkeypatch):
     assert absorbed
     assert eager.iterations == 57
     torch.testing.assert_close(eager.plan, expected, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("limit", [None, 30.0, 1.5], ids=["", "apart", "absorbing"])
+@pytest.mark.parametrize("entropy", [0.2, 0.03, 0.003])
+def test_both_ways_are_two_solutions(entropy, limit, monkeypatch):
+    if limit is not None:
+        over = lambda kernel, u, v: torch.maximum(u.max(), v.max()) > limit  # noqa: E731
+        monkeypatch.setattr(iterations.ScaledKernel, "over_limit", over)
+    cost, mask = batch_cost(41, [0, 3, 9])
+    rows_first, columns_first = solve_transport_both_ways(cost, mask, entropy=entropy)
+    for result, expected in (
+        (rows_first, solve_transport(cost, mask, entropy=entropy)),
+        (columns_first, solve_transport(cost.T, mask.T, entropy=entropy)),
+    ):
+        plan = expected.plan if result is rows_first else expected.plan.T
+        torch.testing.assert_close(result.plan, plan, rtol=1e-8, atol=1e-14)
+        assert (result.iterations, result.converged) == (expected.iterations, expected.converged)
+    assert entropy != 0.2 or 1 < columns_first.iterations != rows_first.iterations < 100
+    torch.testing.assert_close(columns_first.row_error, solve_transport(cost.T, mask.T, entropy=entropy).column_error)
 
 
 @pytest.mark.parametrize("stop", ["potential", "marginal"])

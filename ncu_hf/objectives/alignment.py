@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ncu_hf.distributed import Shard
 from ncu_hf.partitions import column_log_partition, row_blocks, row_log_partition
-from ncu_hf.transport import TransportPlan, solve_transport
+from ncu_hf.transport import TransportPlan, solve_transport, solve_transport_both_ways
 
 # Marginal error of a converged plan, for the `paper` formulation.
 CONVERGED = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -139,8 +139,7 @@ def refine_alignment(
     if formulation == "released":
         highest = cost.amax() if len(cost) else cost.new_tensor(-torch.inf)
         cost /= shard.largest(highest).clamp(min=torch.finfo(cost.dtype).tiny)
-        row_plan = solve_transport(cost, mask, stop="potential", **options)
-        column_plan = solve_transport(cost, mask, stop="potential", first="columns", **options)
+        row_plan, column_plan = solve_transport_both_ways(cost, mask, **options)
     else:
         tolerance = CONVERGED[similarity.dtype]
         row_plan = solve_transport(cost, mask, stop="marginal", tolerance=tolerance, **options)

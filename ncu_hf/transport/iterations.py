@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,63 +54,106 @@ def _look(flag: Tensor) -> Callable[[], bool]:
     return wait
 
 
-class _PlainIteration:
-    """One Sinkhorn iteration, u then v or v then u, that stands still once it has stopped or the kernel must absorb."""
+class PlainResult(NamedTuple):
+    """Where plain iterations ended.
 
-    def __init__(self, kernel: ScaledKernel, tolerance: float, first: str):
-        self.kernel, self.tolerance, self.first = kernel, tolerance, first
-        self.count = torch.zeros((), dtype=torch.int64, device=kernel.a.device)
-        self.stopped = torch.zeros((), dtype=torch.bool, device=kernel.a.device)
-        self.halted = self.stopped
+    Attributes:
+        kernel (`ScaledKernel`): With the scalings that were reached.
+        iterations (`int`): Done.
+        stopped (`bool`): By the rule, not by their limit.
+    """
+
+    kernel: ScaledKernel
+    iterations: int
+    stopped: bool
+
+
+def plain(
+    kernel: ScaledKernel, tolerance: float, max_iterations: int, columns_first: Sequence[bool]
+) -> list[PlainResult]:
+    """Sinkhorn iterations (Cuturi 2013, arXiv:1306.0895) from zero potentials, of several solutions side by side.
+
+    An iteration fits rows, then columns, or the other way around. It is the last one if the potential that it fits
+    first moved by less than `tolerance`, summed over its entries.
+
+    Args:
+        kernel (`ScaledKernel`): Of the problem; becomes that of the last solution.
+        tolerance (`float`): In units of cost.
+        max_iterations (`int`): At least 1.
+        columns_first (`Sequence[bool]`): For each solution, which side it fits first.
+    """
+    together = _PlainIterations(kernel, tolerance, max_iterations, columns_first)
+    _until_flagged(together, max_iterations, kernel.a.device)
+    return [alone.finish() for alone in together.apart()]
+
+
+class _PlainIterations:
+    """A call is one iteration of each of S solutions, which share the products with the kernel: those that fit columns
+    first are half an iteration ahead in v. A solution that is done stands still, and so do all once one must absorb."""
+
+    def __init__(self, kernel: ScaledKernel, tolerance: float, limit: int, columns_first: Sequence[bool]):
+        self.kernel, self.tolerance, self.limit = kernel, tolerance, limit
+        self.columns_first = torch.tensor(columns_first, device=kernel.a.device)
+        self.u, v = (scaling.expand(len(columns_first), -1) for scaling in _zero_potentials(kernel))
+        ahead = kernel.fit_columns(self.u)
+        self.v = torch.where(self.columns_first[:, None], ahead, v)
+        self.moved_v = self._moved(ahead / v)
+        self.count = torch.zeros_like(self.columns_first, dtype=torch.int64)
+        self.stopped = self.done = torch.zeros_like(self.columns_first)
+        self.over_limit = torch.zeros_like(self.done[0])
 
     def __call__(self) -> Tensor:
-        kernel, held = self.kernel, self.halted
-        # The logarithm of the ratio keeps its precision where a difference of logarithms would lose it.
-        if self.first == "rows":
-            u = kernel.fit_rows(kernel.v)
-            v = kernel.fit_columns(u)
-            moved = kernel.entropy * kernel.shard.sum((u / kernel.u).log_().abs_().sum())
-        else:
-            v = kernel.fit_columns(kernel.u)
-            u = kernel.fit_rows(v)
-            moved = kernel.entropy * (v / kernel.v).log_().abs_().sum()
+        kernel, held = self.kernel, self.done | self.over_limit
+        u = kernel.fit_rows(self.v)
+        v = kernel.fit_columns(u)
+        moved_u, moved_v = kernel.shard.sum(self._moved(u / self.u)), self._moved(v / self.v)
+        moved = torch.where(self.columns_first, self.moved_v, moved_u)
         self.count += ~held
         self.stopped = torch.where(held, self.stopped, moved < self.tolerance)
-        self.halted = held | self.stopped | kernel.over_limit(u, v)
-        kernel.u, kernel.v = torch.where(held, kernel.u, u), torch.where(held, kernel.v, v)
-        return self.halted
+        self.done = torch.where(held, self.done, self.stopped | (self.count == self.limit))
+        self.u = torch.where(held[:, None], self.u, u)
+        self.v = torch.where((held | (self.done & self.columns_first))[:, None], self.v, v)
+        self.moved_v = torch.where(held, self.moved_v, moved_v)
+        self.over_limit = kernel.over_limit(self.u, self.v)
+        return self.done.all() | self.over_limit
+
+    def _moved(self, ratio: Tensor) -> Tensor:
+        # The logarithm of the ratio keeps its precision where a difference of logarithms would lose it.
+        return self.kernel.entropy * ratio.log_().abs_().sum(1)
+
+    def apart(self) -> list[_PlainIterations]:
+        """Each solution alone, as it stands, with a kernel of its own."""
+        alone = []
+        for place, kernel in enumerate(self.kernel.copies(len(self.count))):
+            one = copy.copy(self)
+            one.kernel = kernel
+            for name in ("columns_first", "u", "v", "moved_v", "count", "stopped", "done"):
+                setattr(one, name, getattr(self, name)[place : place + 1])
+            alone.append(one)
+        return alone
+
+    def finish(self) -> PlainResult:
+        """Go on with a solution that is alone until it is done."""
+        kernel = self.kernel
+        kernel.u, kernel.v = self.u[0], self.v[0]
+        while not self.done:
+            kernel.absorb()
+            self.u, self.v = kernel.u[None], kernel.v[None]
+            self.over_limit = torch.zeros_like(self.over_limit)
+            _until_flagged(self, self.limit, self.u.device)
+            kernel.u, kernel.v = self.u[0], self.v[0]
+        return PlainResult(kernel, int(self.count), bool(self.stopped))
 
 
-def plain(kernel: ScaledKernel, tolerance: float, max_iterations: int, first: str) -> tuple[int, bool]:
-    """Sinkhorn iterations (Cuturi 2013, arXiv:1306.0895) until sum |Δu| < `tolerance`, u in units of cost.
-
-    `first` is the side, `"rows"` or `"columns"`, that is fitted first, and whose potential is watched.
-
-    Returns:
-        `tuple[int, bool]`: iterations done, and whether the rule stopped them.
-    """
-    step = _PlainIteration(kernel, tolerance, first)
-    done = 0
-    while done < max_iterations:
-        _until_flagged(step, max_iterations - done, kernel.a.device)
-        done = int(step.count)
-        if step.stopped or done == max_iterations:
-            break
-        kernel.absorb()
-        step.halted = step.stopped
-    return done, bool(step.stopped)
-
-
-def start_from_zero_potentials(kernel: ScaledKernel) -> None:
-    """Set the scalings such that both potentials are 0, the start of the released code.
+def _zero_potentials(kernel: ScaledKernel) -> tuple[Tensor, Tensor]:
+    """Scalings that make both potentials 0, the start of the released code.
 
     Far potentials leave the range of the scalings. Clamping them is harmless: the closest columns of each row have
     g = 0 and decide its sum, and a row with so large an f moves far more than any tolerance.
     """
     log_limit = -kernel.log_floor
-    kernel.u, kernel.v = (
-        (-potential / kernel.entropy).clamp_(-log_limit, log_limit).exp_() for potential in (kernel.f, kernel.g)
-    )
+    u, v = ((-potential / kernel.entropy).clamp_(-log_limit, log_limit).exp_() for potential in (kernel.f, kernel.g))
+    return u, v
 
 
 def annealing_levels(spread: float, entropy: float) -> list[float]:

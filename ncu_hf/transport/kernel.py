@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -19,8 +20,9 @@ _DIAGONAL_ROWS = 64  # rows at a time in `schur_diagonal`: a chunk stays in the 
 class ScaledKernel:
     """exp((f_i + g_j - C_ij) / ε) on the open cells, exactly 0 on the closed ones, with scalings u and v.
 
-    The plan is diag(u) K diag(v). The potentials f, g (units of cost) start as the c-transforms f_i = min_j C_ij and
-    g_j = min_i C_ij - f_i, so the largest entry of each row and each column is 1 whatever the range of C / ε is.
+    The plan is diag(u) K diag(v); products take one scaling or several at once. The potentials f, g (units of cost)
+    start as the c-transforms f_i = min_j C_ij and g_j = min_i C_ij - f_i, so the largest entry of each row and each
+    column is 1 whatever the range of C / ε is.
     `absorb` moves the scalings into the potentials when they grow large, which is what keeps a float32 kernel
     correct at small ε (Schmitzer 2019, arXiv:1610.06519, section 3). A cell that falls below the kernel's floor is 0;
     the limit on the scalings keeps the mass so lost under 1e-16 a cell.
@@ -97,15 +99,25 @@ class ScaledKernel:
         """0-dim bool: whether it is time to absorb. Entries are at most 1, so neither u nor v gets small alone."""
         return self.shard.largest(torch.maximum(u.max(), v.max())) > self.limit
 
+    def copies(self, count: int) -> list[ScaledKernel]:
+        """This kernel and others like it, each with entries of its own; this one is the last."""
+        others = [copy.copy(self) for _ in range(count - 1)]
+        for other in others:
+            other.blocks, other.f, other.g = self.blocks.clone(), self.f.clone(), self.g.clone()
+            other.padded = other.blocks.view_as(self.padded)
+        return [*others, self]
+
     def row_products(self, v: Tensor) -> Tensor:
-        """K v, (padded R,)."""
+        """K v, (..., C) -> (..., padded R)."""
         self.products += 1
-        return torch.bmm(v.expand(len(self.blocks), 1, -1), self.blocks.transpose(1, 2)).flatten()
+        vectors = v.reshape(-1, v.shape[-1]).expand(len(self.blocks), -1, -1)
+        return torch.bmm(vectors, self.blocks.transpose(1, 2)).transpose(0, 1).reshape(*v.shape[:-1], -1)
 
     def column_products(self, u: Tensor) -> Tensor:
-        """Kᵀ u, (C,)."""
+        """Kᵀ u, (..., padded R) -> (..., C)."""
         self.products += 1
-        return self.shard.sum(torch.bmm(u.view(len(self.blocks), 1, -1), self.blocks).sum((0, 1)))
+        vectors = u.reshape(-1, *self.blocks.shape[:2]).transpose(0, 1)
+        return self.shard.sum(torch.bmm(vectors, self.blocks).sum(0).reshape(*u.shape[:-1], -1))
 
     def fit_rows(self, v: Tensor) -> Tensor:
         """The u that gives the plan its row marginals."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncu_hf.distributed import Shard
-from ncu_hf.transport.iterations import annealing_levels, converge, plain, start_from_zero_potentials
+from ncu_hf.transport.iterations import annealing_levels, converge, plain
 from ncu_hf.transport.kernel import ScaledKernel
 
 _RULES = {  # default tolerance and iterations of each stop rule
@@ -50,7 +50,6 @@ def solve_transport(
     max_iterations: int | None = None,
     tolerance: float | None = None,
     stop: str = "potential",
-    first: str = "rows",
     shard: Shard | None = None,
 ) -> TransportPlan:
     """Solve min_Γ ⟨Γ, C⟩ - ε H(Γ) over plans Γ ≥ 0 with given marginals that are 0 where the mask is 0.
@@ -59,8 +58,7 @@ def solve_transport(
 
     `stop="potential"` is the rule of the authors' released code: Sinkhorn iterations (Cuturi 2013, arXiv:1306.0895)
     from zero potentials, first rows, then columns, that end after the one in which Σ_i |Δf_i| < `tolerance` (units of
-    cost), or after `max_iterations`. The plan then meets its columns; its rows may be some percent off. `first` swaps
-    the two sides: what it gives with `"columns"` is the transposed solution of the transposed problem.
+    cost), or after `max_iterations`. The plan then meets its columns; its rows may be some percent off.
 
     `stop="marginal"` is true convergence: Newton's method on the dual, started at a larger ε that is halved where
     (max C - min C) / ε is large, until both marginal errors are at most `tolerance`. float32 reaches the default at
@@ -88,7 +86,6 @@ def solve_transport(
         max_iterations (`int`, *optional*): defaults to 100 for `"potential"`, 5000 for `"marginal"`.
         tolerance (`float`, *optional*): defaults to 1e-4 for `"potential"`, 1e-6 for `"marginal"`.
         stop (`str`, *optional*, defaults to `"potential"`): `"potential"` or `"marginal"`.
-        first (`str`, *optional*, defaults to `"rows"`): `"rows"` or `"columns"`: fitted first by plain iterations.
         shard (`Shard`, *optional*): Whose rows these are; all of them by default.
 
     Returns:
@@ -100,36 +97,72 @@ def solve_transport(
     """
     if stop not in _RULES:
         raise ValueError(f"stop: unknown rule {stop!r}. Known: {', '.join(_RULES)}.")
-    if first not in ("rows", "columns"):
-        raise ValueError(f"first: unknown side {first!r}. Known: rows, columns.")
     default_tolerance, default_iterations = _RULES[stop]
     tolerance = default_tolerance if tolerance is None else tolerance
     max_iterations = default_iterations if max_iterations is None else max_iterations
     _check_options(entropy, tolerance, max_iterations)
     shard = Shard.whole(cost.shape[0]) if shard is None else shard
-    cost = _solvable(cost, shard)
-    spread = _finite_spread(cost, shard)
+    cost, spread = _solvable(cost, shard)
     levels = annealing_levels(spread, entropy) if stop == "marginal" else [entropy]
     # Autocast would carry out the products in half precision.
     with torch.autocast(cost.device.type, enabled=False):
-        kernel = ScaledKernel(
-            cost,
-            _closed_cells(mask, cost),
-            _weights("row_marginals", row_marginals, cost, 0),
-            _weights("column_marginals", column_marginals, cost, 1),
-            levels[0],
-            shard,
-        )
+        kernel = _kernel(cost, mask, row_marginals, column_marginals, levels[0], shard)
         if stop == "potential":
-            return _by_potential(kernel, tolerance, max_iterations, first)
+            (plan,) = _by_potential(kernel, tolerance, max_iterations, columns_first=[False])
+            return plan
         return _by_marginal(kernel, levels, tolerance, max_iterations)
 
 
-def _by_potential(kernel: ScaledKernel, tolerance: float, max_iterations: int, first: str) -> TransportPlan:
-    start_from_zero_potentials(kernel)
-    iterations, stopped = plain(kernel, tolerance, max_iterations, first)
-    plan = kernel.into_plan(refit=False)
-    return TransportPlan(plan, *kernel.marginal_errors(plan), iterations, stopped)
+@torch.no_grad()
+def solve_transport_both_ways(
+    cost: Tensor, mask: Tensor | None = None, *, entropy: float = 0.03, shard: Shard | None = None
+) -> tuple[TransportPlan, TransportPlan]:
+    """What the authors' released code solves: the problem and its transpose, each by `stop="potential"`.
+
+    The two differ, as the rule stops before they have converged. They share one kernel and the products with it, which
+    makes them little dearer than one.
+
+    Args:
+        cost, mask, entropy, shard: As of [`solve_transport`]; marginals are uniform.
+
+    Returns:
+        `tuple[TransportPlan, TransportPlan]`: `solve_transport(cost, mask)`, and the transpose, in the layout of
+        `cost`, of `solve_transport(cost.T, mask.T)`: it fits columns first and watches their potential.
+
+    Raises:
+        ValueError: As [`solve_transport`].
+    """
+    tolerance, max_iterations = _RULES["potential"]
+    _check_options(entropy, tolerance, max_iterations)
+    shard = Shard.whole(cost.shape[0]) if shard is None else shard
+    cost, _ = _solvable(cost, shard)
+    with torch.autocast(cost.device.type, enabled=False):
+        kernel = _kernel(cost, mask, None, None, entropy, shard)
+        rows_first, columns_first = _by_potential(kernel, tolerance, max_iterations, columns_first=[False, True])
+    return rows_first, columns_first
+
+
+def _kernel(
+    cost: Tensor,
+    mask: Tensor | None,
+    row_marginals: Tensor | None,
+    column_marginals: Tensor | None,
+    entropy: float,
+    shard: Shard,
+) -> ScaledKernel:
+    row_weights = _weights("row_marginals", row_marginals, cost, 0)
+    column_weights = _weights("column_marginals", column_marginals, cost, 1)
+    return ScaledKernel(cost, _closed_cells(mask, cost), row_weights, column_weights, entropy, shard)
+
+
+def _by_potential(
+    kernel: ScaledKernel, tolerance: float, max_iterations: int, columns_first: list[bool]
+) -> list[TransportPlan]:
+    found = []
+    for reached, iterations, stopped in plain(kernel, tolerance, max_iterations, columns_first):
+        plan = reached.into_plan(refit=False)
+        found.append(TransportPlan(plan, *reached.marginal_errors(plan), iterations, stopped))
+    return found
 
 
 def _by_marginal(kernel: ScaledKernel, levels: list[float], tolerance: float, max_iterations: int) -> TransportPlan:
@@ -149,13 +182,14 @@ def _check_options(entropy: float, tolerance: float, max_iterations: int) -> Non
         raise ValueError(f"max_iterations must be at least 1, not {max_iterations}.")
 
 
-def _solvable(cost: Tensor, shard: Shard) -> Tensor:
-    """The cost in a precision that can be solved, with its shape and type checked."""
+def _solvable(cost: Tensor, shard: Shard) -> tuple[Tensor, float]:
+    """The cost, checked, in a precision that can be solved, and how far its extremes are apart."""
     if cost.dim() != 2 or shard.n * cost.shape[1] == 0:
         raise ValueError(f"cost must be a matrix with at least one row and column, not of shape {tuple(cost.shape)}.")
     if not cost.is_floating_point():
         raise ValueError(f"cost must be of a float type, not {cost.dtype}.")
-    return cost.detach() if cost.dtype in (torch.float32, torch.float64) else cost.detach().float()
+    cost = cost.detach() if cost.dtype in (torch.float32, torch.float64) else cost.detach().float()
+    return cost, _finite_spread(cost, shard)
 
 
 def _finite_spread(cost: Tensor, shard: Shard) -> float:
