@@ -61,22 +61,17 @@ def _as_now(text_model: nn.Module, attention: str, updates: TextTowerUpdates | N
 def compile_blocks(model: NCUModel, backend: str, mode: str | None) -> None:
     """Compile every block in place: the names of the weights stay.
 
-    Not the model, whose negative pass comes and goes by hooks: all of it would be compiled anew for each length of the
-    captions. Blocks that are alike share what is compiled.
+    Not the model: all of it would be compiled anew for each length of the captions. Blocks that are alike share what is
+    compiled.
 
     Args:
-        model (`NCUModel`): Without updates of the negative prompt.
+        model (`NCUModel`): Its weights stay where they are.
         backend (`str`): Of `torch.compile`.
         mode (`str`, *optional*): Of `inductor`.
 
     Raises:
-        InputError: updates of the negative prompt; checkpointed blocks; no such backend or mode; no compiler.
+        InputError: checkpointed blocks; no such backend or mode; no compiler.
     """
-    if _updates(model) is not None:
-        raise InputError(
-            "--torch_compile with --negative_rank: the updates of the negative pass are hooks, which compiled blocks "
-            "do not see; leave --torch_compile out, or use --negative_rank 0."
-        )
     if any(block.gradient_checkpointing for block in blocks(model.clip)):
         raise InputError(
             "--torch_compile with --gradient_checkpointing: the compiler refuses attention that is to be computed "
@@ -88,7 +83,10 @@ def compile_blocks(model: NCUModel, backend: str, mode: str | None) -> None:
     options = {"backend": backend}
     if mode is not None:
         options["mode"] = one_of("--torch_compile_mode", mode, _MODES)
-    # A block is compiled for each of: tower, with and without gradient, frozen or not, behind frozen ones, autocast.
+    # The updates of the negative pass come and go as hooks, which compiled blocks heed only if told.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    # A block is compiled for each of: tower, with and without gradient, frozen or not, behind frozen ones, autocast,
+    # with and without updates.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
     for block in model.clip.vision_model.encoder.layers:
         block.compile(**options)

@@ -151,10 +151,11 @@ def test_the_flag_changes_the_memory_and_not_the_run(changes, trainers_of):
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """What earlier tests compiled is forgotten, and how often the compiler may try again is as before."""
+    """What earlier tests compiled is forgotten, and the compiler's own settings are as before."""
     torch._dynamo.reset()
     counters.clear()
-    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+    kept = {name: getattr(torch._dynamo.config, name) for name in ("recompile_limit", "skip_nnmodule_hook_guards")}
+    with torch._dynamo.config.patch(kept):
         yield
 
 
@@ -162,9 +163,10 @@ def fresh_compiler():
     ("phase", "chunk_size"),
     [(0, None), (1, None), *(pytest.param(phase, 3, marks=pytest.mark.slow) for phase in (0, 1))],
 )
-def test_compiled_blocks_learn_the_same(phase, chunk_size, make_model, batch):
-    expected = step_gradients(*make_model(phase), batch, chunk_size)
-    model, objective = make_model(phase)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_compiled_blocks_learn_the_same(rank, phase, chunk_size, make_model, batch):
+    expected = step_gradients(*make_model(phase, rank), batch, chunk_size)
+    model, objective = make_model(phase, rank)
     names = [name for name, _ in model.named_parameters()]
     compile_blocks(model, "eager", None)
     found = step_gradients(model, objective, batch, chunk_size)
@@ -173,10 +175,11 @@ def test_compiled_blocks_learn_the_same(phase, chunk_size, make_model, batch):
     assert [name for name, _ in model.named_parameters()] == names
 
 
-def test_other_captions_compile_nothing_anew(make_model, batch):
-    model, _ = make_model(1)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_other_captions_compile_nothing_anew(rank, make_model, batch):
+    model, _ = make_model(1, rank)
     compile_blocks(model, "eager", None)
-    plain, _ = make_model(1)
+    plain, _ = make_model(1, rank)
     graphs = []
     for length in (9, 8, 7, 6):
         ids = batch["input_ids"][:, :length].clone()
@@ -205,15 +208,15 @@ def test_a_compiled_run_saves_plain_weights_and_goes_on(changes, trainers_of, lo
 
 
 @pytest.mark.slow
-def test_the_default_backend_learns_the_same(trainers_of):
-    compiled, plain = trainers_of("clip", torch_compile=True), trainers_of("clip")
-    assert largest_error(gradients(compiled[0]), gradients(plain[0])) < 1e-5
+@pytest.mark.parametrize("changes", [{"method": "clip"}, {"method": "ncu", "negative_rank": 2}], ids=str)
+def test_the_default_backend_learns_the_same(changes, trainers_of):
+    for compiled, plain in zip(trainers_of(**changes, torch_compile=True), trainers_of(**changes), strict=True):
+        assert largest_error(gradients(compiled), gradients(plain)) < 1e-5
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"negative_rank": 2}, "--negative_rank 0"),
         ({"gradient_checkpointing": "true"}, "--chunk_size"),
         ({"torch_compile_backend": "inductorr"}, "'inductor'"),
         ({"torch_compile_mode": "reduce-overhead"}, "max-autotune-no-cudagraphs"),
