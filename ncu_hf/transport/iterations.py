@@ -189,19 +189,46 @@ def _newton(kernel: ScaledKernel, tolerance: float, max_iterations: int) -> None
     budget = kernel.products + 2 * max_iterations
     best, stale = math.inf, 0
     _plain_steps(kernel, _WARM_UP)
-    residual, row_sums = _residual(kernel, kernel.u, kernel.v)
+    at = _Point.of(kernel, kernel.u, kernel.v)
     while kernel.products < budget:
-        if kernel.over_limit(kernel.u, kernel.v):
+        if at.over_limit:
             kernel.absorb()
-            residual, row_sums = _residual(kernel, kernel.u, kernel.v)
-        error = float(kernel.shard.sum(residual.abs().sum()))
-        stale = 0 if error < 0.9 * best else stale + 1
-        best = min(best, error)
-        if error <= tolerance or stale > _PATIENCE:
+            at = _Point.of(kernel, kernel.u, kernel.v)
+        stale = 0 if at.error < 0.9 * best else stale + 1
+        best = min(best, at.error)
+        if at.error <= tolerance or stale > _PATIENCE:
             return
         limit = min(_MAX_CONJUGATE_STEPS, max(1, (budget - kernel.products) // 2))
-        direction = _newton_direction(kernel, residual, row_sums, min(_ACCURACY, math.sqrt(error)), tolerance, limit)
-        residual, row_sums = _search(kernel, residual, direction)
+        direction = _newton_direction(kernel, at, min(_ACCURACY, math.sqrt(at.error)), tolerance, limit)
+        at = _search(kernel, at, direction)
+
+
+class _Point(NamedTuple):
+    """Scalings with fitted columns, and what the host has to know of them: one look at the device for all of it.
+
+    Attributes:
+        residual, row_sums (`Tensor`): (padded R,), row sums of the plan less the row marginals, and the row sums.
+        error (`float`): Σ |residual| over all rows.
+        over_limit (`bool`): The kernel must absorb.
+        slope_before, slope (`float`): Of the dual along a direction, at another point and here.
+    """
+
+    residual: Tensor
+    row_sums: Tensor
+    error: float
+    over_limit: bool
+    slope_before: float
+    slope: float
+
+    @classmethod
+    def of(cls, kernel: ScaledKernel, u: Tensor, v: Tensor, before: Tensor | None = None, along: Tensor | None = None):
+        """The point at `u` and `v`; `before` is the residual of another point, `along` a direction (padded R,)."""
+        residual, row_sums = _residual(kernel, u, v)
+        slopes = [] if along is None else [before @ along, residual @ along]
+        sums = kernel.shard.sum(torch.stack([residual.abs().sum(), *slopes]))
+        over_limit = kernel.over_limit(u, v)[None].to(sums)
+        over, error, *slopes = torch.cat([over_limit, sums]).tolist()
+        return cls(residual, row_sums, error, bool(over), *(slopes or (0.0, 0.0)))
 
 
 def _plain_steps(kernel: ScaledKernel, count: int) -> None:
@@ -221,19 +248,16 @@ def _residual(kernel: ScaledKernel, u: Tensor, v: Tensor) -> tuple[Tensor, Tenso
     return residual - (kernel.a - kernel.idle_rows) * kernel.shard.sum(residual.sum()), row_sums
 
 
-def _newton_direction(
-    kernel: ScaledKernel, residual: Tensor, row_sums: Tensor, accuracy: float, tolerance: float, limit: int
-) -> Tensor:
+def _newton_direction(kernel: ScaledKernel, at: _Point, accuracy: float, tolerance: float, limit: int) -> Tensor:
     """Preconditioned conjugate gradients on the Newton system, until the residual's L1 norm fell to `accuracy`."""
     u, weights = kernel.u, kernel.v.square() / kernel.b
     # `row_sums * search` and what is subtracted from it cancel for a row that is nearly tied to one column; the shift
     # keeps the rounding of that difference from making the curvature negative.
-    row_sums = row_sums * (1 + _SHIFT * torch.finfo(u.dtype).eps)
+    row_sums = at.row_sums * (1 + _SHIFT * torch.finfo(u.dtype).eps)
     diagonal = kernel.schur_diagonal(u, kernel.v) + row_sums * (_SHIFT * torch.finfo(u.dtype).eps)
     total = kernel.shard.sum
-    norm = total(residual.abs().sum())
-    goal = torch.maximum(accuracy * norm, torch.clamp(0.5 * norm, max=tolerance))
-    solution, rest = torch.zeros_like(residual), -residual
+    goal = max(accuracy * at.error, min(0.5 * at.error, tolerance))
+    solution, rest = torch.zeros_like(u), -at.residual
     search = rest / diagonal
     power = total(rest @ search)
     done = torch.zeros((), dtype=torch.bool, device=u.device)
@@ -258,23 +282,21 @@ def _newton_direction(
     return solution.clamp_(-_LARGEST_STEP, _LARGEST_STEP)
 
 
-def _search(kernel: ScaledKernel, residual: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+def _search(kernel: ScaledKernel, at: _Point, direction: Tensor) -> _Point:
     """Step along `direction` until the slope there is not steeply upward; plain iterations where that took damping.
 
     The slope, not the value, of the dual decides: near the solution float32 cannot tell its values apart.
     """
-    slope = float(kernel.shard.sum(residual @ direction))
     length = 1.0
     while True:
         u = kernel.u * torch.exp(length * direction)
         v = kernel.fit_columns(u)
-        new_residual, row_sums = _residual(kernel, u, v)
-        new_slope = float(kernel.shard.sum(new_residual @ direction))
-        if new_slope <= 0.5 * abs(slope) or length < 1e-3:
+        new = _Point.of(kernel, u, v, at.residual, direction)
+        if new.slope <= 0.5 * abs(new.slope_before) or length < 1e-3:
             break
-        length *= max(0.1, abs(slope) / (abs(slope) + new_slope))
+        length *= max(0.1, abs(new.slope_before) / (abs(new.slope_before) + new.slope))
     kernel.u, kernel.v = u, v
     if length < 1.0:
         _plain_steps(kernel, _WARM_UP)
-        return _residual(kernel, kernel.u, kernel.v)
-    return new_residual, row_sums
+        return _Point.of(kernel, kernel.u, kernel.v)
+    return new
