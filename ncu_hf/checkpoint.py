@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.optim import Optimizer
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -75,9 +74,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path) if path.is_file() else {}
 
 
-def save_optimizer(optimizer: Optimizer, folder: Path) -> None:
-    """Write `optimizer.safetensors` (tensors of the state) and `optimizer.json` (the rest; floats survive exactly)."""
-    state = optimizer.state_dict()
+def save_optimizer(state: dict[str, Any], folder: Path) -> None:
+    """Write the state of an optimizer: `optimizer.safetensors` (its tensors) and `optimizer.json` (the rest; floats
+    survive exactly)."""
     tensors, plain = {}, {}
     for index, values in state["state"].items():
         for key, value in values.items():
@@ -87,11 +86,11 @@ def save_optimizer(optimizer: Optimizer, folder: Path) -> None:
     write_json(folder / "optimizer.json", {"state": plain, "param_groups": state["param_groups"]})
 
 
-def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
-    """Load what [`save_optimizer`] wrote."""
+def load_optimizer(folder: Path) -> dict[str, Any]:
+    """What [`save_optimizer`] wrote."""
     saved = read_json(folder / "optimizer.json")
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**load_file(folder / "optimizer.safetensors"), **saved["state"]}.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    return {"state": state, "param_groups": saved["param_groups"]}

@@ -293,8 +293,8 @@ _UNSUPPORTED = {
     "eval_strategy": "reference and result are measured on --eval_data at the end",
     "load_best_model_at_end": "the result is the model after the last step",
     "save_only_model": "every checkpoint can be resumed from",
-    "deepspeed": "use --chunk_size and more processes",
-    "fsdp": "use --chunk_size and more processes",
+    "deepspeed": "--shard_weights spreads weights and the optimizer's state, --chunk_size bounds activations",
+    "fsdp": "--shard_weights does that",
 }
 
 
@@ -315,6 +315,9 @@ class NCUTrainingArguments(TrainingArguments):
     chunk_size: int | None = field(
         default=None,
         metadata={"help": "Rows that a process encodes at a time; any value gives the gradient of the full batch."},
+    )
+    shard_weights: bool = field(
+        default=False, metadata={"help": "Spread weights and the optimizer's state over the processes (FSDP2)."}
     )
     num_train_epochs: float = field(default=8, metadata={"help": "Epochs of the last phase (paper: 8)."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the last phase (released: 5e-5)."})
@@ -385,8 +388,7 @@ class NCUTrainingArguments(TrainingArguments):
         self._resolve_batch()
         super().__post_init__()
 
-    def _refuse_unsupported(self) -> None:
-        """Better an error than a run that ignores a flag."""
+    def _refuse_unsupported(self) -> None:  # better an error than a run that ignores a flag
         for setting in fields(TrainingArguments):  # which of them exist depends on the release of transformers
             value = getattr(self, setting.name)
             if setting.name in _UNSUPPORTED and getattr(value, "value", value) != setting.default:
@@ -444,7 +446,5 @@ def share_batch(global_size: int | None, local_size: int | None, processes: int)
         )
     global_size = local_size * processes
     if global_size < 2:
-        raise InputError(
-            f"The batch has {global_size} pair; a contrastive loss needs at least 2 (--global_batch_size)."
-        )
+        raise InputError(f"The batch has {global_size} pair; a contrastive loss needs at least 2: --global_batch_size.")
     return global_size, local_size

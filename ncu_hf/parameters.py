@@ -40,9 +40,10 @@ def freeze(model: NCUModel, objective: Objective, adapted_towers: tuple[str, ...
 
 
 def parameter_groups(model: nn.Module, args: NCUTrainingArguments) -> list[dict[str, Any]]:
-    """Optimizer groups: towers with and without weight decay, and the prompt with its own rate and decay.
+    """Optimizer groups: towers with and without weight decay, the prompt with its own rate and decay, and log s.
 
-    Normalisation weights, biases and `logit_scale` do not decay (released code); embeddings do.
+    Normalisation weights, biases and `logit_scale` do not decay (released code); embeddings do. `logit_scale` is alone
+    as the one that is never sharded: an optimizer works on a group at a time.
     """
     undecayed = {
         f"{module_name}.{name}"
@@ -50,13 +51,15 @@ def parameter_groups(model: nn.Module, args: NCUTrainingArguments) -> list[dict[
         if isinstance(module, nn.LayerNorm)
         for name, _ in module.named_parameters(recurse=False)
     }
-    groups: dict[str, list] = {"decay": [], "no_decay": [], "prompt": []}
+    groups: dict[str, list] = {"decay": [], "no_decay": [], "prompt": [], "scale": []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if name.startswith(_PROMPT):
             groups["prompt"].append(parameter)
-        elif name in undecayed or name.endswith((".bias", "logit_scale")):
+        elif name.endswith("logit_scale"):
+            groups["scale"].append(parameter)
+        elif name in undecayed or name.endswith(".bias"):
             groups["no_decay"].append(parameter)
         else:
             groups["decay"].append(parameter)
@@ -64,5 +67,6 @@ def parameter_groups(model: nn.Module, args: NCUTrainingArguments) -> list[dict[
         "decay": {"weight_decay": args.weight_decay},
         "no_decay": {"weight_decay": 0.0},
         "prompt": {"weight_decay": args.prompt_weight_decay, "lr": args.prompt_learning_rate},
+        "scale": {"weight_decay": 0.0},
     }
     return [{"params": members, **options[kind]} for kind, members in groups.items() if members]

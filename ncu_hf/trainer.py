@@ -42,6 +42,7 @@ from ncu_hf.objectives import Objective
 from ncu_hf.objectives.base import ReferenceEmbeds, SampleWeights
 from ncu_hf.parameters import freeze, parameter_groups
 from ncu_hf.samples.base import SampleState, Step
+from ncu_hf.sharding import ShardedWeights, check_shardable, full_state, like, load_full_state
 from ncu_hf.step import encode_globally, pad_empty, split_rows, total_loss, two_stage_backward
 from ncu_hf.step_metrics import RunningMeans
 from ncu_hf.text_batches import caption_lengths
@@ -93,8 +94,12 @@ class NCUTrainer(Trainer):
         write_card: Callable[[Path, TrainerState, DataHealth], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
+        if args.shard_weights:
+            others = {"--torch_compile": args.torch_compile, "--fp16": args.fp16, "--lora_rank": bool(adapted_towers)}
+            check_shardable(args.world_size, others | {"--method sdd": objective.needs_sample_weights})
         freeze(model, objective, adapted_towers)
         self.objective = objective
+        self._sharded: ShardedWeights | None = None
         self.make_loader = make_loader
         self.health = health
         self.samples = samples
@@ -149,6 +154,10 @@ class NCUTrainer(Trainer):
                 return
             # The loader goes on at the right batch by itself; Trainer would decode the earlier ones to skip them.
             self.args.ignore_data_skip = True
+        if self.args.shard_weights:
+            self._sharded = ShardedWeights(self.model, self.args.device)
+            # accelerate would wrap the model in `DistributedDataParallel`; what else it does to one is as ever.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         if self.samples is not None and resume_from_checkpoint is None:
             self.samples.start(self.model.clip)
         elif self.samples is not None:
@@ -173,10 +182,12 @@ class NCUTrainer(Trainer):
             partial(self._losses, self._beside(inputs, chunks, rows)),
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             check=partial(self._check_loss, inputs["keys"]),
-            no_sync=partial(self.accelerator.no_sync, model),
+            no_sync=partial(self.accelerator.no_sync, model) if self._sharded is None else self._sharded.no_sync,
             rows=rows,
             sharded=self.objective.sharded,
         )
+        if self._sharded is not None:
+            self._sharded.release()
         loss = total_loss(outputs)
         self._metrics.add(outputs, samples=loaded * self.args.world_size, wait=self._loader_wait())
         return loss / self.current_gradient_accumulation_steps
@@ -286,15 +297,24 @@ class NCUTrainer(Trainer):
         if self._card is not None:
             self._card(folder, state, self._known_health)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = output_dir or self.args.output_dir
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model, its prompt and its processor; a collective."""
+        model = self._whole_model()
         if self.args.should_save:
-            self.model.save_pretrained(folder)
-            self.processing_class.save_pretrained(folder)
+            self._write_model(model, output_dir or self.args.output_dir)
+
+    def _whole_model(self) -> NCUModel | None:
+        """The model with all its weights, on the process that writes it; a collective."""
+        return self.model if self._sharded is None else self._sharded.gather()
+
+    def _write_model(self, model: NCUModel, folder: Path | str) -> None:
+        model.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir)
-        write = partial(self._write_state, self._total_health(), self._position())
+        collected = self._whole_model(), full_state(self.optimizer.optimizer), self._total_health(), self._position()
+        write = partial(self._write_state, *collected)
         if self.args.should_save:
             write_atomically(folder / f"checkpoint-{self.state.global_step}", write)
             rotate_checkpoints(folder, self.args.save_total_limit)
@@ -304,10 +324,12 @@ class NCUTrainer(Trainer):
         """Position behind the last batch, of all processes; a collective."""
         return self._data_state if self._loader is None else self._loader.state_dict()
 
-    def _write_state(self, health: DataHealth, position: dict[str, Any], folder: Path) -> None:
-        self._save(str(folder))
-        save_adapters(self.model.clip, folder)
-        save_optimizer(self.optimizer.optimizer, folder)
+    def _write_state(
+        self, model: NCUModel, optimizer: dict[str, Any], health: DataHealth, position: dict[str, Any], folder: Path
+    ) -> None:
+        self._write_model(model, folder)
+        save_adapters(model.clip, folder)
+        save_optimizer(optimizer, folder)
         write_json(folder / "scheduler.json", self.lr_scheduler.state_dict())
         if self.accelerator.scaler is not None:
             write_json(folder / "scaler.json", self.accelerator.scaler.state_dict())
@@ -327,7 +349,7 @@ class NCUTrainer(Trainer):
 
     def save_outcome(self, folder: Path) -> None:
         """Write what the phase leaves: model, processor, prompt, position in the data, and its record, `phase.json`."""
-        health, position = self._total_health(), self._position()
+        model, health, position = self._whole_model(), self._total_health(), self._position()
         health.add_problems(Skipped(*problem) for problem in position.get("problems", ()))  # no batch has told them
         health.check(final=True)
         record = {
@@ -340,7 +362,7 @@ class NCUTrainer(Trainer):
         }
 
         def write(path: Path) -> None:
-            self._save(str(path))
+            self._write_model(model, path)
             write_json(path / DATA_STATE, position)
             write_json(path / "phase.json", record)
             self._write_card(path, self.state)
@@ -356,17 +378,18 @@ class NCUTrainer(Trainer):
             for name, parameter in clip.named_parameters():
                 # Weights under an adapter are those that the phase started from.
                 if name == plain_name(name):
-                    parameter.copy_(saved[name])
-        if self.model.negative_prompt is not None:
-            prompt = load_prompt(resume_from_checkpoint, dtype=clip.dtype)
-            self.model.negative_prompt.load_state_dict(prompt.state_dict())
+                    parameter.copy_(like(saved[name], parameter))
+            if self.model.negative_prompt is not None:
+                saved = load_prompt(resume_from_checkpoint, dtype=clip.dtype).state_dict()
+                for name, parameter in self.model.negative_prompt.named_parameters():
+                    parameter.copy_(like(saved[name], parameter))
         if has_adapters(clip):
             load_adapters(clip, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             folder = Path(checkpoint)
-            load_optimizer(self.optimizer.optimizer, folder)
+            load_full_state(self.optimizer.optimizer, load_optimizer(folder))
             self.lr_scheduler.load_state_dict(read_json(folder / "scheduler.json"))
             self._load_health(checkpoint)
 

@@ -89,12 +89,13 @@ def test_groups_decay_weights_and_embeddings_alone(make_clip):
     groups = [
         ({names[id(p)] for p in g["params"]}, g["weight_decay"], g.get("lr")) for g in parameter_groups(model, args)
     ]
-    decayed, undecayed, prompt = groups
+    decayed, undecayed, prompt, scale = groups
     assert decayed[1:] == (0.2, None) and undecayed[1:] == (0.0, None)
     assert prompt == (set(PROMPT), 0.1, 3e-4)
+    assert scale == ({"clip.logit_scale"}, 0.0, None)
     norms = {n for n in trainable_names(model) if "norm" in n}
-    assert undecayed[0] == norms | {n for n in trainable_names(model) if n.endswith(".bias")} | {"clip.logit_scale"}
-    assert decayed[0] | undecayed[0] | prompt[0] == trainable_names(model)
+    assert undecayed[0] == norms | {n for n in trainable_names(model) if n.endswith(".bias")}
+    assert decayed[0] | undecayed[0] | prompt[0] | scale[0] == trainable_names(model)
     assert {*TEXT_EMBEDDINGS, "clip.text_projection.weight"} <= decayed[0]
 
 

@@ -239,7 +239,7 @@ def test_sharded_weights_of_the_launcher_are_refused(kind, trainers_of, monkeypa
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "false")
     trainers_of("clip")
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(InputError, match=f"{kind.lower()} configuration .* --chunk_size"):
+    with pytest.raises(InputError, match=f"{kind.lower()} configuration .* --shard_weights"):
         trainers_of("clip")
 
 

@@ -34,10 +34,10 @@ class StepMemory:
     """Memory of a step on the training device, by what it is for, in bytes.
 
     Args:
-        weights (`int`): Of all parameters.
+        weights (`int`): Of all parameters, and of this process's shards where they are spread.
         gradients (`int`): Of the parameters that train, once all are there; part of `backward`.
-        buckets (`int`): Copy of the gradients that `DistributedDataParallel` reduces.
-        optimizer (`int`, *optional*): State of the optimizer; `None` where that is not known.
+        buckets (`int`): Copy of the gradients that is reduced.
+        optimizer (`int`, *optional*): This process's state of the optimizer; `None` where that is not known.
         copy (`int`): Of the parameters that train and of the optimizer's state, for a method that looks a step ahead.
         embeddings (`int`): Gathered from all processes.
         matrices (`int`): Losses, transport and their gradients, at their peak, beside the activations of a chunk.
@@ -146,9 +146,12 @@ def step_memory(trainer: NCUTrainer, tokens: int) -> StepMemory:
     gradients = parameter_bytes(model, trainable=True)
     rows = args.chunk_size or args.per_device_train_batch_size
     chunked = rows < args.per_device_train_batch_size
-    optimizer = optimizer_bytes(trainer)
+    weights, optimizer = parameter_bytes(model), optimizer_bytes(trainer)
+    if args.shard_weights:
+        weights += weights // args.world_size
+        optimizer = None if optimizer is None else optimizer // args.world_size
     return StepMemory(
-        weights=parameter_bytes(model),
+        weights=weights,
         gradients=gradients,
         buckets=gradients if world()[1] > 1 else 0,
         optimizer=optimizer,
@@ -190,7 +193,8 @@ def state_bytes(trainer: NCUTrainer, memory: StepMemory, run: Run) -> int:
     """What a checkpoint holds beside the model: the optimizer's state, adapters, numbers on every training pair."""
     named = [(name, parameter) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     adapters = sum(parameter.nbytes + _HEADER_BYTES for name, parameter in named if is_adapter(name))
-    state = 2 * memory.gradients if memory.optimizer is None else memory.optimizer
+    shards = trainer.args.world_size if trainer.args.shard_weights else 1
+    state = 2 * memory.gradients if memory.optimizer is None else shards * memory.optimizer
     samples = 0 if trainer.samples is None else len(run.source) * trainer.samples.saved_bytes
     return state + 3 * len(named) * _HEADER_BYTES + adapters + samples  # AdamW keeps three tensors a parameter
 
