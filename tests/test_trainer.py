@@ -221,7 +221,7 @@ def test_warm_up_and_cosine(phase, peaks, trainer_of):
     trainer.train()
     assert len(observer.rates) == 9
     for step, rates in enumerate(observer.rates):
-        expected = [peaks["towers"]] * 2 + ([peaks["prompt"]] if "prompt" in peaks else [])
+        expected = [peaks["towers"]] * 2 + ([peaks["prompt"]] if "prompt" in peaks else []) + [peaks["towers"]]
         assert rates == pytest.approx([peak * cosine(step, 3, 9) for peak in expected], abs=1e-12)
 
 
