@@ -193,16 +193,24 @@ def _mixture(plan_mass: Tensor | None, hard_mass: Tensor, plan_weight: float, fo
 
 
 def refined_alignment_loss(
-    similarity: Tensor, alignment: RefinedAlignment, log_scale: Tensor, formulation: str, shard: Shard
+    similarity: Tensor,
+    alignment: RefinedAlignment,
+    embeds: tuple[Tensor, Tensor, Tensor],
+    log_scale: Tensor,
+    formulation: str,
+    shard: Shard,
 ) -> Tensor:
     """L_otr (eq. 11): KL divergence from the refined alignment to the softmax of s·S̄, both ways.
 
     `"paper"` adds the means over rows and over columns, `"released"` averages them. Value and gradient are found in one
-    pass over blocks of rows; the gradient is the one matrix that the backward pass needs.
+    pass over blocks of rows. The gradient with respect to S̄ is written over `similarity`, and is the one matrix that
+    the backward pass needs: it multiplies the embeddings with it.
 
     Args:
-        similarity (`Tensor`): (B, C), S̄ or its first columns, of this process's images.
+        similarity (`Tensor`): (B, C), S̄ or its first columns, of this process's images, without gradient; used up.
         alignment (`RefinedAlignment`): The targets.
+        embeds (`tuple[Tensor, Tensor, Tensor]`): What `similarity` was computed of: images (B, D), all texts (N, D) and
+            the negatives (B, D) of its last column, which do not count where C = N.
         log_scale (`Tensor`): 0-dim.
         formulation (`str`): `"released"` or `"paper"`.
         shard (`Shard`): Whose rows these are.
@@ -212,7 +220,7 @@ def refined_alignment_loss(
     """
     halves = 2 if formulation == "released" else 1
     weights = 1 / (halves * shard.n), 1 / (halves * similarity.shape[1])
-    return _AlignmentLoss.apply(similarity, log_scale, alignment, weights, shard)
+    return _AlignmentLoss.apply(*embeds, log_scale, similarity, alignment, weights, shard)
 
 
 class _AlignmentLoss(torch.autograd.Function):
@@ -222,8 +230,11 @@ class _AlignmentLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,
-        similarity: Tensor,
+        image: Tensor,
+        texts: Tensor,
+        negative: Tensor,
         log_scale: Tensor,
+        similarity: Tensor,
         alignment: RefinedAlignment,
         weights: tuple[float, float],
         shard: Shard,
@@ -231,11 +242,11 @@ class _AlignmentLoss(torch.autograd.Function):
         scale = log_scale.exp()
         row_partition = row_log_partition(similarity, scale)
         column_partition = column_log_partition(similarity, scale, shard)
-        gradient, loss, scale_gradient = torch.empty_like(similarity), scale.new_zeros(()), scale.new_zeros(())
+        loss, scale_gradient = scale.new_zeros(()), scale.new_zeros(())
         for rows in row_blocks(similarity):
             logits = scale * similarity[rows]
             row_target, column_target = alignment.targets(rows)
-            own = gradient[rows].zero_()
+            own = similarity[rows].zero_()
             for target, partition, total, weight in (
                 (row_target, row_partition[rows, None], alignment.rows.total[rows, None], weights[0]),
                 (column_target, column_partition, alignment.columns.total, weights[1]),
@@ -245,14 +256,23 @@ class _AlignmentLoss(torch.autograd.Function):
                 own.add_(log_prediction.exp_().mul_(total).sub_(target), alpha=weight)
             scale_gradient += (own * logits).sum()
             own.mul_(scale)
-        ctx.save_for_backward(gradient, scale_gradient)
+        ctx.save_for_backward(image, texts, negative, similarity, scale_gradient)
         return shard.sum(loss)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, scale_gradient = ctx.saved_tensors
-        return gradient * upstream, scale_gradient * upstream, None, None, None
+        image, texts, negative, gradient, scale_gradient = ctx.saved_tensors
+        of_texts, of_negatives = gradient[:, : len(texts)], gradient[:, len(texts) :]
+        if not of_negatives.shape[1]:
+            of_negatives = gradient.new_zeros(len(image), 1)
+        found = (
+            (of_texts @ texts).addcmul_(of_negatives, negative),
+            of_texts.T @ image,
+            of_negatives * image,
+            scale_gradient,
+        )
+        return *(upstream * own for own in found), None, None, None, None
 
 
 def _divergence(target: Tensor, log_prediction: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ncu_hf.distributed import Shard
-from ncu_hf.losses import extended_similarity, separation_losses
+from ncu_hf.losses import separation_losses
 from ncu_hf.objectives.alignment import RefinedAlignment, refine_alignment, refined_alignment_loss
 from ncu_hf.objectives.forgetting import ForgettingObjective
 from ncu_hf.objectives.statistics import margin_statistics, plan_statistics
@@ -50,14 +51,16 @@ class UnlearningObjective(ForgettingObjective):
         a = self.arguments
         image, text, negative = (promote(e) for e in (image_embeds, text_embeds, negative_embeds))
         shard = Shard.whole(len(image)) if shard is None else shard
-        similarity = self.similarity(image, shard.all_rows(text), negative)
-        chosen = self.choose(similarity[:, : shard.n].detach(), log_scale, shard)
-        alignment = self.align(similarity.detach(), chosen.forget, shard)
+        embeds = image, shard.all_rows(text), negative
+        with torch.no_grad():
+            similarity = self.similarity(*embeds)
+        chosen = self.choose(similarity[:, : shard.n], log_scale, shard)
+        alignment = self.align(similarity, chosen.forget, shard)
         plan = {} if alignment.row_plan is None else plan_statistics(alignment.row_plan, shard)
         if a.forget_target == "none":
             alignment = alignment.without(chosen.forget, shard)
         return {
-            "alignment_loss": refined_alignment_loss(similarity, alignment, log_scale, a.formulation, shard),
+            "alignment_loss": refined_alignment_loss(similarity, alignment, embeds, log_scale, a.formulation, shard),
             **self.opposition(text, negative, shard),
             **chosen.statistics,
             **margin_statistics(text, negative, a.margin_low, a.margin_high, shard),
@@ -67,8 +70,11 @@ class UnlearningObjective(ForgettingObjective):
     # What a variant of the method replaces
 
     def similarity(self, image: Tensor, texts: Tensor, negative: Tensor) -> Tensor:
-        """S̄ (B, N + 1) of this process's images (B, D), all texts (N, D) and its negatives (B, D)."""
-        return extended_similarity(image, texts, negative)
+        """S̄ (B, N + 1) of this process's images (B, D), all texts (N, D) and its negatives (B, D), without gradient."""
+        similarity = image.new_empty(len(image), len(texts) + 1)
+        torch.mm(image, texts.T, out=similarity[:, :-1])
+        torch.sum(image * negative, dim=1, out=similarity[:, -1])
+        return similarity
 
     def align(self, similarity: Tensor, forget: Tensor, shard: Shard) -> RefinedAlignment:
         """Targets of the rows and of the columns of `similarity`, without gradient."""
