@@ -22,13 +22,14 @@ def losses(output: Path) -> list[float]:
     return [line["loss"] for phase in lines for line in phase if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         {"chunk_size": 3, "negative_rank": 2},
-        pytest.param({"max_grad_norm": 0.5, "gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
-        pytest.param({"bf16": "true", "gradient_checkpointing": "true"}, marks=pytest.mark.slow),
-        pytest.param({"method": "softclip"}, marks=pytest.mark.slow),
+        {"max_grad_norm": 0.5, "gradient_accumulation_steps": 2},
+        {"bf16": "true", "gradient_checkpointing": "true"},
+        {"method": "softclip"},
     ],
     ids=str,
 )
