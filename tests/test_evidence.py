@@ -11,6 +11,7 @@ import pytest
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEXT = (DOCS / "evidence.md").read_text(encoding="utf-8")
 SECTIONS = {"scenes": "### Scenes", "emoji": "### Emoji", "photos": "### Photos"}
+STUDIES = sorted(path.parent.name for path in DOCS.glob("evidence/*/comparison.json"))
 ROW = re.compile(r"^\| `(\w+)` \| ([\d.]+) ± ([\d.]+) \|[^|]*\| ([\d.]+) ± ([\d.]+) \|", flags=re.MULTILINE)
 
 
@@ -37,7 +38,7 @@ def test_tables_are_those_of_the_json(study):
         assert told == [f"{100 * value:.1f}" for value in stored], entry
 
 
-@pytest.mark.parametrize("study", SECTIONS)
+@pytest.mark.parametrize("study", STUDIES)
 def test_every_number_is_of_three_seeds_at_least(study):
     seeds: dict[tuple[float, str], set[int]] = {}
     for run in numbers(study)["runs"]:
@@ -45,7 +46,7 @@ def test_every_number_is_of_three_seeds_at_least(study):
     assert {cell: len(found) for cell, found in seeds.items() if len(found) < 3} == {}
 
 
-@pytest.mark.parametrize("study", SECTIONS)
+@pytest.mark.parametrize("study", STUDIES)
 def test_numbers_name_no_machine(study):
     text = (DOCS / "evidence" / study / "comparison.json").read_text(encoding="utf-8")
     assert re.findall(r'"/[a-z]+/[^"]*"', text) == []
@@ -55,3 +56,21 @@ def test_links_lead_somewhere():
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", TEXT)
     assert targets
     assert [target for target in targets if not (DOCS / target).exists()] == []
+
+
+def test_differences_by_kind_are_those_of_the_json():
+    section = TEXT.split("## Over the kind of noise")[1].split("\n## ")[0]
+    lines = re.findall(r"^\| `(\w+)`:.*$", section, flags=re.MULTILINE)
+    assert lines == ["shuffled", "hard", "partial", "generic"]
+    for line in re.findall(r"^\| `\w+`:.*$", section, flags=re.MULTILINE):
+        kind, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        name = re.match(r"`(\w+)`", kind)[1]
+        stored = {
+            (one["entry"], one["metric"]): one["difference"]
+            for one in numbers("scenes" if name == "shuffled" else f"scenes_{name}")["differences"]
+            if one["noise_share"] == 0.4 and one["against"] == "clip"
+        }
+        wanted = [("ncu", "mean_recall"), ("ncu", "zero_shot")]
+        wanted += [(entry, "mean_recall") for entry in ("clip_retained", "sdd", "clip_on_matched")]
+        for cell, key in zip(cells[2:], wanted, strict=True):
+            assert cell.replace("*", "").split()[0] == f"{100 * stored[key]:+.1f}", (name, key)
