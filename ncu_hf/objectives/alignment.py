@@ -266,13 +266,8 @@ class _AlignmentLoss(torch.autograd.Function):
         of_texts, of_negatives = gradient[:, : len(texts)], gradient[:, len(texts) :]
         if not of_negatives.shape[1]:
             of_negatives = gradient.new_zeros(len(image), 1)
-        found = (
-            (of_texts @ texts).addcmul_(of_negatives, negative),
-            of_texts.T @ image,
-            of_negatives * image,
-            scale_gradient,
-        )
-        return *(upstream * own for own in found), None, None, None, None
+        found = (of_texts @ texts).addcmul_(of_negatives, negative), of_texts.T @ image, of_negatives * image
+        return *(own.mul_(upstream) for own in found), upstream * scale_gradient, None, None, None, None
 
 
 def _divergence(target: Tensor, log_prediction: Tensor) -> Tensor:
