@@ -9,6 +9,7 @@ from ncu_hf.errors import InputError
 SIZES = ("--model", "small", "--rows", 12, "--chunk", 5, "--n", 256, "--repeats", 1, "--threads", 1)
 
 
+@pytest.mark.slow
 def test_scaling(benchmark):
     shown, report = benchmark("scaling", "--processes", 1, 2, *SIZES, "--large_n", 512, "--large_processes", 2)
     assert [row["rows_a_process"] for row in report["weak"]] == [12, 12]

@@ -148,6 +148,7 @@ def plain(numbers):
     return {key: value for key, value in found.items() if key not in ("environment", "command")}
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_numbers_and_share_the_cache(
     asked, flags, script, tmp_path, launch, monkeypatch, capsys, one_thread
 ):

@@ -46,6 +46,7 @@ def test_what_is_assumed_is_called_so(estimate):
     assert "Assumed, not measured" in done.stdout and "Measured:" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "gpu", "rates", "said"),
     [

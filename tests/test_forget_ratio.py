@@ -68,6 +68,7 @@ def test_streams_are_refused_before_training(recipe, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_estimate_of_one_and_keep_it(recipe, launch, command, tmp_path):
     steps = {"estimate_forget_ratio": "true", "negative_prompt_max_steps": 2, "max_steps": 2}
     one = read_json(recipe("one", **steps) / "forget_ratio.json")

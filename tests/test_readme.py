@@ -47,6 +47,7 @@ def help_of(*words: str) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands("scripts/"))
 def test_scripts_exist_and_know_the_flags(command):
     words = shlex.split(command)

@@ -403,6 +403,7 @@ def test_too_many_unreadable_images(recipe, scenes, tmp_path, monkeypatch, capfd
     assert read_strictly(output / "data_health.json")["reasons"] == {"undecodable": 24}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(scenes, clip_folder, tmp_path, launch, command, distance):
     """The second process cannot use a single record of its part of the second batch, and still takes part."""
     second = epoch_order(96, seed=42, epoch=0)[16 + 8 : 16 + 16].tolist()

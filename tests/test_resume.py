@@ -69,6 +69,7 @@ def test_killed_in_each_phase_and_between(recipe_words, uninterrupted, tmp_path,
     assert distance(output, uninterrupted) == 0
 
 
+@pytest.mark.slow
 def test_other_seeds_give_other_weights(recipe_words, uninterrupted, tmp_path, distance):
     finish(recipe_words(tmp_path / "run", seed=7))
     assert distance(tmp_path / "run", uninterrupted) > 0
@@ -103,8 +104,11 @@ class Killed(BaseException):
     "changes",
     [
         {"lora_rank": 4, "lora_towers": "text"},
-        {"gradient_accumulation_steps": 2, "save_steps": 1},
-        {"model": None, "model_config": "tiny", "vocab_size": 600, "method": "clip", "num_train_epochs": 2},
+        pytest.param({"gradient_accumulation_steps": 2, "save_steps": 1}, marks=pytest.mark.slow),
+        pytest.param(
+            {"model": None, "model_config": "tiny", "vocab_size": 600, "method": "clip", "num_train_epochs": 2},
+            marks=pytest.mark.slow,
+        ),
         {"forget_window": 3, "negative_rank": 2},
         # Epochs of 6 batches, checkpoints in the middle of both.
         {

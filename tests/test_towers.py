@@ -132,7 +132,11 @@ def test_checkpointed_blocks_keep_less(phase, make_model, batch):
     assert kept[1] < 0.5 * kept[0]
 
 
-@pytest.mark.parametrize("changes", [{}, {"chunk_size": 5}, {"bf16": "true"}, {"lora_rank": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, *(pytest.param(c, marks=pytest.mark.slow) for c in ({"chunk_size": 5}, {"bf16": "true"}, {"lora_rank": 2}))],
+    ids=str,
+)
 def test_the_flag_changes_the_memory_and_not_the_run(changes, trainers_of):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)  # of the newer name
@@ -163,7 +167,7 @@ def fresh_compiler():
     ("phase", "chunk_size"),
     [(0, None), (1, None), *(pytest.param(phase, 3, marks=pytest.mark.slow) for phase in (0, 1))],
 )
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_compiled_blocks_learn_the_same(rank, phase, chunk_size, make_model, batch):
     expected = step_gradients(*make_model(phase, rank), batch, chunk_size)
     model, objective = make_model(phase, rank)
@@ -190,7 +194,8 @@ def test_other_captions_compile_nothing_anew(rank, make_model, batch):
     assert graphs[0] == graphs[-1] > 0
 
 
-@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), {"chunk_size": 5}], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"chunk_size": 5}], ids=str)
 def test_a_compiled_run_saves_plain_weights_and_goes_on(changes, trainers_of, load_plain, tmp_path):
     changes |= {"save_strategy": "steps", "save_steps": 1}
     plain = trainers_of("ncu", **changes, output_dir=tmp_path / "plain")[1]
