@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from ncu_hf.checkpoint import read_json
 from ncu_hf.errors import InputError
@@ -14,6 +15,14 @@ from ncu_hf.sharding import check_shardable
 
 RECIPE = "recipes/ncu.py"
 PHASES = ("negative_prompt", "unlearning")
+
+
+def apart(found: Path, expected: Path) -> float:
+    """Largest difference of a weight of two results. The bias of a key has no gradient but rounding errors, since
+    attention is the same for any of them, and AdamW makes whole steps of these."""
+    a, b = (load_file(output / "model.safetensors") for output in (found, expected))
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a if not name.endswith("k_proj.bias"))
 
 
 def losses(output: Path) -> list[float]:
@@ -33,18 +42,18 @@ def losses(output: Path) -> list[float]:
     ],
     ids=str,
 )
-def test_a_sharded_run_is_the_whole_one(changes, command, launch, distance, tmp_path):
+def test_a_sharded_run_is_the_whole_one(changes, command, launch, tmp_path):
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     launch(2, RECIPE, *command(whole, **changes))
     launch(2, RECIPE, *command(sharded, **changes, shard_weights="true"))
-    assert distance(whole, sharded) < 1e-5
+    assert apart(sharded, whole) < 1e-5
     if changes.get("method") != "softclip":
         assert losses(sharded) == pytest.approx(losses(whole), rel=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
-def test_a_run_goes_on_with_the_other_kind_of_weights(before, command, launch, distance, tmp_path):
+def test_a_run_goes_on_with_the_other_kind_of_weights(before, command, launch, tmp_path):
     """A checkpoint does not tell how the weights were held."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     launch(2, RECIPE, *command(whole))
@@ -54,7 +63,7 @@ def test_a_run_goes_on_with_the_other_kind_of_weights(before, command, launch, d
         shutil.rmtree(folder / name)
     assert (folder / "checkpoint-4").is_dir()
     launch(2, RECIPE, *command(cut, shard_weights=str(not before), resume_from_checkpoint="true"))
-    assert distance(whole, cut) < 1e-5
+    assert apart(cut, whole) < 1e-5
 
 
 def test_processes_need_not_agree_on_how_often_they_encode(launch, tmp_path):
