@@ -38,6 +38,7 @@ def test_files_exist():
     assert [name for name in named if not (ROOT / name.strip("`")).is_file()] == []
 
 
+@pytest.mark.slow
 def test_flags_exist():
     shown = subprocess.run(
         [sys.executable, "recipes/ncu_cc3m.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -134,6 +134,7 @@ def test_wrong_input_is_one_line(folder, flags, told, script, monkeypatch, capsy
     assert said.startswith("error: ") and told in said and len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_position_of_other_data_is_refused(folder, tmp_path):
     run(folder, "--batch_size", 4, "--stop_after_steps", 2, "--save_state", tmp_path / "position.json")
     (folder / "cc3m-train-0004.tar").unlink()
