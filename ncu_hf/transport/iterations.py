@@ -221,7 +221,9 @@ class _Point(NamedTuple):
     slope: float
 
     @classmethod
-    def of(cls, kernel: ScaledKernel, u: Tensor, v: Tensor, before: Tensor | None = None, along: Tensor | None = None):
+    def of(
+        cls, kernel: ScaledKernel, u: Tensor, v: Tensor, before: Tensor | None = None, along: Tensor | None = None
+    ) -> _Point:
         """The point at `u` and `v`; `before` is the residual of another point, `along` a direction (padded R,)."""
         residual, row_sums = _residual(kernel, u, v)
         slopes = [] if along is None else [before @ along, residual @ along]

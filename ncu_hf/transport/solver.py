@@ -119,8 +119,8 @@ def solve_transport_both_ways(
 ) -> tuple[TransportPlan, TransportPlan]:
     """What the authors' released code solves: the problem and its transpose, each by `stop="potential"`.
 
-    The two differ, as the rule stops before they have converged. They share one kernel and the products with it, which
-    makes them little dearer than one.
+    The two differ, as the rule stops before they have converged. They share one kernel, and an all-reduce an iteration
+    where there is a `shard`.
 
     Args:
         cost, mask, entropy, shard: As of [`solve_transport`]; marginals are uniform.

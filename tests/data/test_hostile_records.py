@@ -25,8 +25,7 @@ from ncu_hf.data.records import BadRecord, Located, Record
 from ncu_hf.data.transforms import ImageTransform
 
 REASONS = {"undecodable", "truncated", "too_large"}
-SECONDS = 2.0
-MEGABYTES = 600
+SECONDS, MEGABYTES = 2.0, 600
 
 
 @pytest.fixture(autouse=True)

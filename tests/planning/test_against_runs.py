@@ -18,12 +18,8 @@ from ncu_hf.planning.phases import PhasePlan
 from ncu_hf.run import Run
 
 
-def files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
 def folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in files(folder))
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def trained(run: Run, objective, folder: Path, **changes):
