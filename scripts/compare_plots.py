@@ -76,7 +76,7 @@ def plot_noise(numbers: dict[str, Any], path: Path) -> Path | None:
         panels[metric] = {name: points for name, points in curves.items() if len(points) > 1}
     if not any(panels.values()):
         return None
-    return _plot_curves(panels, "percent of the captions shuffled", path)
+    return _plot_curves(panels, "percent of the captions with noise", path)
 
 
 def plot_interpolation(numbers: dict[str, Any], path: Path) -> Path | None:
@@ -259,4 +259,4 @@ def _draw_stages(axes: Axes, place: int, found: list[dict[str, dict[str, float]]
 
 
 def _noise_title(noise_share: float) -> str:
-    return f"{100 * noise_share:g} % of the captions shuffled"
+    return f"{100 * noise_share:g} % of the captions with noise"

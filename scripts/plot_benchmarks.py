@@ -131,7 +131,7 @@ def draw_scaling(report: Report) -> Figure:
     first = losses[0]["peak_mib"] * losses[0]["processes"]
     memory.plot(processes, [first / count for count in processes], "--", color="0.5", label="1/W")
     efficiency.set(xlabel="processes", ylabel="efficiency", ylim=(0, 1.1))
-    memory.set(xlabel="processes", ylabel=f"peak memory of a process, MiB (N = {losses[0]['n']})", ylim=(0, None))
+    memory.set(xlabel="processes", ylabel=f"peak memory, MiB (N = {losses[0]['n']:,})", ylim=(0, None))
     for axes in (efficiency, memory):
         axes.set_xticks(processes)
         _finish(axes)
