@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ncu_hf.distributed import Shard
 from ncu_hf.transport import TransportPlan, iterations, solve_transport, solve_transport_both_ways
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
@@ -43,6 +44,10 @@ def batch_cost(n, forget, seed=0, width=16):
     return 1 - similarity, mask
 
 
+def over(limit):
+    return lambda kernel, u, v: torch.maximum(u.amax(-1), v.amax(-1)) > limit
+
+
 def l1(a, b):
     return (a - b).abs().sum().item()
 
@@ -74,17 +79,11 @@ def test_plain_iterations_survive_absorption_and_blocks(entropy, monkeypatch):
     single = solve_transport(cost.float(), mask, **options)
     assert l1(single.plan.double(), expected) < 1e-3
     # A limit so low that the kernel absorbs all the time must not change the iterates.
-    original = iterations.ScaledKernel.over_limit
-    absorbed = []
-
-    def strict(kernel, u, v):
-        absorbed.append(1)
-        return torch.maximum(u.max(), v.max()) > 1.5
-
-    monkeypatch.setattr(iterations.ScaledKernel, "over_limit", strict)
+    absorbed, absorb = [], iterations.ScaledKernel.absorb
+    monkeypatch.setattr(iterations.ScaledKernel, "absorb", lambda kernel: absorbed.append(1) or absorb(kernel))
+    monkeypatch.setattr(iterations.ScaledKernel, "over_limit", over(1.5))
     eager = solve_transport(cost, mask, **options)
-    monkeypatch.setattr(iterations.ScaledKernel, "over_limit", original)
-    assert absorbed
+    assert len(absorbed) > 3
     assert eager.iterations == 57
     torch.testing.assert_close(eager.plan, expected, rtol=1e-8, atol=1e-14)
 
@@ -93,8 +92,7 @@ def test_plain_iterations_survive_absorption_and_blocks(entropy, monkeypatch):
 @pytest.mark.parametrize("entropy", [0.2, 0.03, 0.003])
 def test_both_ways_are_two_solutions(entropy, limit, monkeypatch):
     if limit is not None:
-        over = lambda kernel, u, v: torch.maximum(u.max(), v.max()) > limit  # noqa: E731
-        monkeypatch.setattr(iterations.ScaledKernel, "over_limit", over)
+        monkeypatch.setattr(iterations.ScaledKernel, "over_limit", over(limit))
     cost, mask = batch_cost(41, [0, 3, 9])
     rows_first, columns_first = solve_transport_both_ways(cost, mask, entropy=entropy)
     for result, expected in (
@@ -114,11 +112,42 @@ def test_result_does_not_depend_on_how_often_the_host_looks(stop, monkeypatch):
     one = solve_transport(cost, mask, stop=stop, tolerance=1e-3)
     original = iterations._until_flagged
     monkeypatch.setattr(
-        iterations, "_until_flagged", lambda step, limit, _: original(step, limit, torch.device("meta"))
+        iterations, "_until_flagged", lambda step, limit, *_, **__: original(step, limit, torch.device("meta"), 7)
     )
     blocks = solve_transport(cost, mask, stop=stop, tolerance=1e-3)
     assert torch.equal(one.plan, blocks.plan)
     assert one.iterations == blocks.iterations or stop == "marginal"  # the work of frozen steps counts there
+
+
+@pytest.mark.parametrize("entropy", [0.2, 0.03])
+@pytest.mark.parametrize("limit", [None, 1.5], ids=["", "absorbing"])
+def test_result_does_not_depend_on_how_many_iterations_are_judged_at_once(entropy, limit, monkeypatch):
+    if limit is not None:
+        monkeypatch.setattr(iterations.ScaledKernel, "over_limit", over(limit))
+    cost, mask = batch_cost(33, [2, 4])
+    found = []
+    for block in (1, 3, 10, 1000):
+        monkeypatch.setattr(iterations, "_BLOCK", block)
+        found.append(solve_transport_both_ways(cost, mask, entropy=entropy))
+    for result, *others in zip(*found, strict=True):
+        for other in others:
+            assert torch.equal(other.plan, result.plan) and other.iterations == result.iterations
+
+
+def test_an_iteration_of_both_solutions_is_one_sum_over_the_processes():
+    class Counting(Shard):
+        def sum(self, value):
+            calls.append("sum")
+            return value
+
+        def largest(self, value):
+            calls.append("largest")
+            return value
+
+    calls, (cost, mask) = [], batch_cost(33, [2, 4])
+    assert [result.iterations for result in solve_transport_both_ways(cost, mask, shard=Counting((33,)))] == [100, 100]
+    # Beside them one sum and one maximum a block of ten, and a few to begin and to end with.
+    assert calls.count("sum") <= 100 + 10 + 12 and calls.count("largest") <= 10 + 2
 
 
 def test_an_accelerator_is_asked_for_the_flag_of_a_block_when_the_next_is_on_its_way(monkeypatch):
@@ -133,7 +162,7 @@ def test_an_accelerator_is_asked_for_the_flag_of_a_block_when_the_next_is_on_its
         return torch.tensor(steps[-1] > 23)
 
     monkeypatch.setattr(iterations, "_look", look)
-    iterations._until_flagged(step, 100, torch.device("meta"))
+    iterations._until_flagged(step, 100, torch.device("meta"), 10)
     assert waits == [(10, 20), (20, 30), (30, 40)]
     steps.clear(), waits.clear()
     iterations._until_flagged(step, 100, torch.device("cpu"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ncu_hf.transport.kernel import ScaledKernel
 
-_DEVICE_BLOCK = 10  # steps between two looks at a flag that lives on an accelerator
+_BLOCK = 10  # iterations whose end is looked for at once; on an accelerator, conjugate steps between two looks
 _WARM_UP = 2  # plain iterations before Newton steps and after a damped one
 _MAX_CONJUGATE_STEPS = 100
 _ACCURACY = 0.3  # of a Newton direction, at most; the root of the error where that is less
@@ -23,13 +23,13 @@ _LEVEL_TOLERANCE = 1e-3  # marginal error at which annealing goes on to the next
 _DIRECT_RANGE = 64.0  # (max C - min C) / ε up to which no annealing is needed
 
 
-def _until_flagged(step: Callable[[], Tensor], limit: int, device: torch.device) -> None:
+def _until_flagged(step: Callable[[], Tensor], limit: int, device: torch.device, block: int = 1) -> None:
     """Call `step` until the flag it returns is set, at most `limit` times; it must change nothing once that is so.
 
-    The flag of an accelerator is looked at once a block of calls, and only when the next block is on its way: the
+    The flag is looked at once a block of calls; that of an accelerator when the next block is on its way, so that the
     device does not wait for the host. All processes call `step` equally often, as its flag is the same on all.
     """
-    block, lag = (1, 0) if device.type == "cpu" else (_DEVICE_BLOCK, 1)
+    lag = 0 if device.type == "cpu" else 1
     looks: list[Callable[[], bool]] = []
     for start in range(0, limit, block):
         for _ in range(min(block, limit - start)):
@@ -83,43 +83,69 @@ def plain(
         columns_first (`Sequence[bool]`): For each solution, which side it fits first.
     """
     together = _PlainIterations(kernel, tolerance, max_iterations, columns_first)
-    _until_flagged(together, max_iterations, kernel.a.device)
+    together.run()
     return [alone.finish() for alone in together.apart()]
 
 
 class _PlainIterations:
-    """A call is one iteration of each of S solutions, which share the products with the kernel: those that fit columns
-    first are half an iteration ahead in v. A solution that is done stands still, and so do all once one must absorb."""
+    """Iterations of S solutions, which share the products with the kernel: those that fit columns first are half an
+    iteration ahead in v.
+
+    A call is a block of iterations, whose scalings are all kept: the rule is applied to the block as a whole, and each
+    solution takes the iteration at which it ended, by the rule, by the limit or because its kernel must absorb. What
+    was computed beyond that is dropped.
+    """
 
     def __init__(self, kernel: ScaledKernel, tolerance: float, limit: int, columns_first: Sequence[bool]):
         self.kernel, self.tolerance, self.limit = kernel, tolerance, limit
         self.columns_first = torch.tensor(columns_first, device=kernel.a.device)
-        self.u, v = (scaling.expand(len(columns_first), -1) for scaling in _zero_potentials(kernel))
-        ahead = kernel.fit_columns(self.u)
-        self.v = torch.where(self.columns_first[:, None], ahead, v)
-        self.moved_v = self._moved(ahead / v)
         self.count = torch.zeros_like(self.columns_first, dtype=torch.int64)
-        self.stopped = self.done = torch.zeros_like(self.columns_first)
-        self.over_limit = torch.zeros_like(self.done[0])
+        self.stopped = torch.zeros_like(self.columns_first)
+        self._start(*(scaling.expand(len(columns_first), -1) for scaling in _zero_potentials(kernel)))
+
+    def _start(self, u: Tensor, v: Tensor) -> None:
+        """Go on from scalings (S, padded R) and (S, C)."""
+        self.u, self.v = u, v
+        self.held = self.stopped | (self.count == self.limit)
+        self.last_u = u
+        self.last_v = torch.stack([v, torch.where(self.columns_first[:, None], self.kernel.fit_columns(u), v)])
+
+    def run(self) -> None:
+        """Iterate until no solution can go on."""
+        _until_flagged(self, -(-self.limit // _BLOCK), self.u.device)
 
     def __call__(self) -> Tensor:
-        kernel, held = self.kernel, self.done | self.over_limit
-        u = kernel.fit_rows(self.v)
-        v = kernel.fit_columns(u)
-        moved_u, moved_v = kernel.shard.sum(self._moved(u / self.u)), self._moved(v / self.v)
-        moved = torch.where(self.columns_first, self.moved_v, moved_u)
-        self.count += ~held
-        self.stopped = torch.where(held, self.stopped, moved < self.tolerance)
-        self.done = torch.where(held, self.done, self.stopped | (self.count == self.limit))
-        self.u = torch.where(held[:, None], self.u, u)
-        self.v = torch.where((held | (self.done & self.columns_first))[:, None], self.v, v)
-        self.moved_v = torch.where(held, self.moved_v, moved_v)
-        self.over_limit = kernel.over_limit(self.u, self.v)
-        return self.done.all() | self.over_limit
+        size = min(_BLOCK, self.limit)
+        u = self.last_u.new_empty(1 + size, *self.last_u.shape)
+        v = self.last_v.new_empty(2 + size, *self.last_v.shape[1:])
+        u[0], v[:2] = self.last_u, self.last_v
+        for step in range(size):
+            u[1 + step] = self.kernel.fit_rows(v[1 + step])
+            v[2 + step] = self.kernel.fit_columns(u[1 + step])
+        self.last_u, self.last_v = u[-1], v[-2:]
+        # What each iteration arrived at, and where it came from.
+        reached_v = torch.where(self.columns_first[:, None], v[1:-1], v[2:])
+        moved_u = self.kernel.shard.sum(self._moved(u[1:] / u[:-1]))
+        moved = torch.where(self.columns_first, self._moved(v[1:-1] / v[:-2]), moved_u)
+        counts = self.count + torch.arange(1, size + 1, device=u.device)[:, None]
+        self._take(u[1:], reached_v, moved < self.tolerance, self.kernel.over_limit(u[1:], v[2:]), counts)
+        return self.held.all()
+
+    def _take(self, u: Tensor, v: Tensor, stopped: Tensor, over_limit: Tensor, counts: Tensor) -> None:
+        """Move each solution that is not held to the first iteration of a block that ends it, or to the last."""
+        ends = stopped | over_limit | (counts == self.limit)
+        places = torch.arange(len(ends), device=u.device)[:, None]
+        last = torch.where(ends, places, len(ends) - 1).amin(0)
+        solutions, held = torch.arange(len(last), device=u.device), self.held
+        self.u = torch.where(held[:, None], self.u, u[last, solutions])
+        self.v = torch.where(held[:, None], self.v, v[last, solutions])
+        self.count = torch.where(held, self.count, counts[last, solutions])
+        self.stopped = torch.where(held, self.stopped, stopped[last, solutions])
+        self.held = held | ends[last, solutions]
 
     def _moved(self, ratio: Tensor) -> Tensor:
         # The logarithm of the ratio keeps its precision where a difference of logarithms would lose it.
-        return self.kernel.entropy * ratio.log_().abs_().sum(1)
+        return self.kernel.entropy * ratio.log_().abs_().sum(-1)
 
     def apart(self) -> list[_PlainIterations]:
         """Each solution alone, as it stands, with a kernel of its own."""
@@ -127,7 +153,7 @@ class _PlainIterations:
         for place, kernel in enumerate(self.kernel.copies(len(self.count))):
             one = copy.copy(self)
             one.kernel = kernel
-            for name in ("columns_first", "u", "v", "moved_v", "count", "stopped", "done"):
+            for name in ("columns_first", "u", "v", "count", "stopped"):
                 setattr(one, name, getattr(self, name)[place : place + 1])
             alone.append(one)
         return alone
@@ -136,11 +162,10 @@ class _PlainIterations:
         """Go on with a solution that is alone until it is done."""
         kernel = self.kernel
         kernel.u, kernel.v = self.u[0], self.v[0]
-        while not self.done:
+        while not self.stopped and self.count < self.limit:
             kernel.absorb()
-            self.u, self.v = kernel.u[None], kernel.v[None]
-            self.over_limit = torch.zeros_like(self.over_limit)
-            _until_flagged(self, self.limit, self.u.device)
+            self._start(kernel.u[None], kernel.v[None])
+            self.run()
             kernel.u, kernel.v = self.u[0], self.v[0]
         return PlainResult(kernel, int(self.count), bool(self.stopped))
 
@@ -280,7 +305,7 @@ def _newton_direction(kernel: ScaledKernel, at: _Point, accuracy: float, toleran
         power = torch.where(done, power, new_power)
         return done
 
-    _until_flagged(step, limit, u.device)
+    _until_flagged(step, limit, u.device, block=1 if u.device.type == "cpu" else _BLOCK)
     return solution.clamp_(-_LARGEST_STEP, _LARGEST_STEP)
 
 
