@@ -1,4 +1,5 @@
-"""Log partition functions of s·S along rows and columns, a block of rows at a time: no second matrix is made."""
+"""The matrix S of similarities, and log partition functions of s·S along its rows and columns, in blocks of rows: no
+second matrix is made."""
 
 from __future__ import annotations
 
@@ -12,6 +13,15 @@ from ncu_hf.distributed import Shard
 # Entries of a block: on a CPU what fits its caches, on an accelerator what keeps it busy.
 _BLOCK = {"cpu": 2**19}
 _DEVICE_BLOCK = 2**24
+_ALIGNED = 16  # entries that the distance between two rows is a multiple of
+
+
+def empty_matrix(rows: int, columns: int, like: Tensor) -> Tensor:
+    """(rows, columns), not initialised, whose rows lie 64 bytes (in float32) or a multiple of it apart.
+
+    A matrix product written into rows of N + 1 entries that are not takes half as long again on a CPU.
+    """
+    return like.new_empty(rows, -(-columns // _ALIGNED) * _ALIGNED)[:, :columns]
 
 
 def row_blocks(matrix: Tensor) -> Iterator[slice]:

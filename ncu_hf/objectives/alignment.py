@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ncu_hf.distributed import Shard
-from ncu_hf.partitions import column_log_partition, row_blocks, row_log_partition
+from ncu_hf.partitions import column_log_partition, row_blocks
 from ncu_hf.transport import TransportPlan, solve_transport, solve_transport_both_ways
 
 # Marginal error of a converged plan, for the `paper` formulation.
@@ -240,18 +240,16 @@ class _AlignmentLoss(torch.autograd.Function):
         shard: Shard,
     ) -> Tensor:
         scale = log_scale.exp()
-        row_partition = row_log_partition(similarity, scale)
         column_partition = column_log_partition(similarity, scale, shard)
         loss, scale_gradient = scale.new_zeros(()), scale.new_zeros(())
         for rows in row_blocks(similarity):
             logits = scale * similarity[rows]
             row_target, column_target = alignment.targets(rows)
             own = similarity[rows].zero_()
-            for target, partition, total, weight in (
-                (row_target, row_partition[rows, None], alignment.rows.total[rows, None], weights[0]),
-                (column_target, column_partition, alignment.columns.total, weights[1]),
+            for target, log_prediction, total, weight in (
+                (row_target, logits.log_softmax(1), alignment.rows.total[rows, None], weights[0]),
+                (column_target, logits - column_partition, alignment.columns.total, weights[1]),
             ):
-                log_prediction = logits - partition
                 loss += weight * _divergence(target, log_prediction)
                 own.add_(log_prediction.exp_().mul_(total).sub_(target), alpha=weight)
             scale_gradient += (own * logits).sum()

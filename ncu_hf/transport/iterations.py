@@ -120,8 +120,8 @@ class _PlainIterations:
         v = self.last_v.new_empty(2 + size, *self.last_v.shape[1:])
         u[0], v[:2] = self.last_u, self.last_v
         for step in range(size):
-            u[1 + step] = self.kernel.fit_rows(v[1 + step])
-            v[2 + step] = self.kernel.fit_columns(u[1 + step])
+            self.kernel.fit_rows(v[1 + step], out=u[1 + step])
+            self.kernel.fit_columns(u[1 + step], out=v[2 + step])
         self.last_u, self.last_v = u[-1], v[-2:]
         # What each iteration arrived at, and where it came from.
         reached_v = torch.where(self.columns_first[:, None], v[1:-1], v[2:])

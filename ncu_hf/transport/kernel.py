@@ -13,7 +13,7 @@ from ncu_hf.distributed import Shard
 
 # Products with the kernel are batched over blocks of rows: the CPU matrix-vector product of torch runs on one thread, a
 # batch of them on all; and a sum over few rows, then over blocks, carries less rounding error than one over all rows.
-_FEWEST_BLOCKS, _MOST_ROWS = 8, 256
+_FEWEST_BLOCKS, _MOST_ROWS = 8, 128
 _DIAGONAL_ROWS = 128  # rows at a time in `schur_diagonal`: a chunk stays in the caches
 
 
@@ -122,13 +122,13 @@ class ScaledKernel:
         vectors = u.reshape(-1, *self.blocks.shape[:2]).transpose(0, 1)
         return self.shard.sum(torch.bmm(vectors, self.blocks).sum(0).reshape(*u.shape[:-1], -1))
 
-    def fit_rows(self, v: Tensor) -> Tensor:
+    def fit_rows(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         """The u that gives the plan its row marginals."""
-        return self.a / (self.row_products(v) + self.idle_rows)
+        return torch.div(self.a, self.row_products(v).add_(self.idle_rows), out=out)
 
-    def fit_columns(self, u: Tensor) -> Tensor:
+    def fit_columns(self, u: Tensor, out: Tensor | None = None) -> Tensor:
         """The v that gives the plan its column marginals."""
-        return self.b / (self.column_products(u) + self.idle_columns)
+        return torch.div(self.b, self.column_products(u).add_(self.idle_columns), out=out)
 
     def schur_diagonal(self, u: Tensor, v: Tensor) -> Tensor:
         """Diagonal of diag(P 1) - P diag(1/b) Pᵀ for P = diag(u) K diag(v), (padded R,); 1 for an idle row.
