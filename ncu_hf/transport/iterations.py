@@ -13,7 +13,7 @@ from torch import Tensor
 from ncu_hf.transport.kernel import ScaledKernel
 
 _BLOCK = 10  # iterations whose end is looked for at once; on an accelerator, conjugate steps between two looks
-_WARM_UP = 2  # plain iterations before Newton steps and after a damped one
+_WARM_UP = 4  # plain iterations before Newton steps and after a damped one
 _MAX_CONJUGATE_STEPS = 100
 _ACCURACY = 0.3  # of a Newton direction, at most; the root of the error where that is less
 _LARGEST_STEP = 2.0  # of log u in one Newton step
