@@ -26,7 +26,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="numbers of processes, W")
     parser.add_argument("--rows", type=int, default=256, help="pairs of a process (weak), of all of them (strong)")
     parser.add_argument("--chunk", type=int, help="rows of a chunk; all of a process by default")
-    parser.add_argument("--n", type=int, default=2048, help="N of the losses alone (default: 2048)")
+    parser.add_argument("--n", type=int, nargs="+", default=[2048], help="N of the losses alone (default: 2048)")
     parser.add_argument("--large_n", type=int, default=32_768, help="N that memory is extrapolated to")
     parser.add_argument("--large_processes", type=int, default=8, help="W that memory is extrapolated to")
 
@@ -35,14 +35,21 @@ def benchmark_scaling(options: argparse.Namespace) -> Tables:
     """Weak scaling (as many pairs a process), strong scaling (as many in all), and the losses of phase 2 alone."""
     tables: Tables = {"weak": [], "strong": [], "losses": []}
     for processes in options.processes:
-        if options.rows % processes or options.n % (2 * processes):
-            raise InputError(f"--rows {options.rows} and half of --n {options.n} must be multiples of {processes}.")
-        for table, rows in (("weak", options.rows), ("strong", options.rows // processes)):
-            tables[table].append(_step(processes, rows, options))
-        tables["losses"].append(_losses(processes, options))
-    for table in ("weak", "strong", "losses"):
-        _relate(table, tables[table])
-    tables["losses_extrapolated"] = [_extrapolated(tables["losses"], options)]
+        if options.rows % processes or any(n % (2 * processes) for n in options.n):
+            sizes = ", ".join(str(n) for n in options.n)
+            raise InputError(f"--rows {options.rows} and half of --n {sizes} must be multiples of {processes}.")
+    tables["weak"] = _related([_step(processes, options.rows, options) for processes in options.processes])
+    strong = [_step(processes, options.rows // processes, options) for processes in options.processes]
+    tables["strong"] = _related(strong, shared=True)
+    launched = {
+        (processes, n): _launch(processes, "losses", n // processes, options)
+        for processes in options.processes
+        for n in sorted({*options.n, *(n // 2 for n in options.n)})
+    }
+    for n in sorted(options.n):
+        losses = [_losses(processes, n, launched) for processes in options.processes]
+        tables["losses"] += _related(losses, shared=True)
+    tables["losses_extrapolated"] = [_extrapolated(tables["losses"][-1], options)]
     return tables
 
 
@@ -61,10 +68,10 @@ def _step(processes: int, rows: int, options: argparse.Namespace) -> Row:
     }
 
 
-def _losses(processes: int, options: argparse.Namespace) -> Row:
+def _losses(processes: int, n: int, launched: dict[tuple[int, int], Row]) -> Row:
     """Time and memory at N, and the two coefficients of memory: of N²/W floats, and of N floats."""
-    large, small = (_launch(processes, "losses", n // processes, options) for n in (options.n, options.n // 2))
-    n, peak = options.n, large["peak_bytes"]
+    large, small = launched[processes, n], launched[processes, n // 2]
+    peak = large["peak_bytes"]
     square = (peak - 2 * small["peak_bytes"]) * 2 * processes / (4 * n * n)  # peak(n) = square n²/W + line n
     return {
         "processes": processes,
@@ -77,21 +84,23 @@ def _losses(processes: int, options: argparse.Namespace) -> Row:
     }
 
 
-def _relate(table: str, rows: list[Row]) -> None:
-    """Efficiency: 1 where W processes do W times the work in the same time (weak), or the same work in 1/W of it."""
+def _related(rows: list[Row], shared: bool = False) -> list[Row]:
+    """With efficiency: 1 for W times the work in the same time or, where it is `shared`, for the same work in 1/W of it."""
     for row in rows:
-        shared = 1 if table == "weak" else row["processes"] / rows[0]["processes"]
-        row["efficiency"] = rows[0]["ms"] / (shared * row["ms"])
+        share = row["processes"] / rows[0]["processes"] if shared else 1
+        row["efficiency"] = rows[0]["ms"] / (share * row["ms"])
+    return rows
 
 
-def _extrapolated(losses: list[Row], options: argparse.Namespace) -> Row:
-    last, n = losses[-1], options.large_n
+def _extrapolated(measured: Row, options: argparse.Namespace) -> Row:
+    """Memory at a large N; of the reference, which has nothing but matrices, from the smallest N."""
+    n, small = options.large_n, min(options.n)
     cells = n * n / options.large_processes
-    reference = _launch(1, "reference", options.n, options)["peak_bytes"] / (4 * options.n**2)
+    reference = _launch(1, "reference", small, options)["peak_bytes"] / (4 * small**2)
     return {
         "n": n,
         "processes": options.large_processes,
-        "ours_gib_a_process": 4 * (last["floats_a_cell"] * cells + last["floats_a_row"] * n) / _GIB,
+        "ours_gib_a_process": 4 * (measured["floats_a_cell"] * cells + measured["floats_a_row"] * n) / _GIB,
         "reference_gib_a_process": 4 * reference * n * n / _GIB,
         "reference_floats_a_cell": reference,
     }

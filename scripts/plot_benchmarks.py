@@ -119,19 +119,17 @@ def draw_scaling(report: Report) -> Figure:
     """Efficiency of steps and of the losses, and memory of the losses, over the number of processes."""
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     efficiency, memory = figure.subplots(1, 2)
-    for (table, label), colour in zip(
-        {"weak": "step, weak", "strong": "step, strong", "losses": "losses, strong"}.items(), LINES, strict=False
-    ):
-        rows = report[table]
+    lines = {"step, weak": report["weak"], "step, strong": report["strong"]}
+    for n, group in groupby(report["losses"], key=lambda row: row["n"]):
+        lines[f"losses, N = {n:,}"] = list(group)
+    for (label, rows), colour in zip(lines.items(), LINES, strict=False):
         processes = [row["processes"] for row in rows]
         efficiency.plot(processes, [row["efficiency"] for row in rows], "o-", color=colour, label=label, markersize=4)
-    losses = report["losses"]
-    processes = [row["processes"] for row in losses]
-    memory.plot(processes, [row["peak_mib"] for row in losses], "o-", color=GREEN, label="losses", markersize=4)
-    first = losses[0]["peak_mib"] * losses[0]["processes"]
+    memory.plot(processes, [row["peak_mib"] for row in rows], "o-", color=GREEN, label="losses", markersize=4)
+    first = rows[0]["peak_mib"] * rows[0]["processes"]
     memory.plot(processes, [first / count for count in processes], "--", color="0.5", label="1/W")
     efficiency.set(xlabel="processes", ylabel="efficiency", ylim=(0, 1.1))
-    memory.set(xlabel="processes", ylabel=f"peak memory, MiB (N = {losses[0]['n']:,})", ylim=(0, None))
+    memory.set(xlabel="processes", ylabel=f"peak memory, MiB (N = {rows[0]['n']:,})", ylim=(0, None))
     for axes in (efficiency, memory):
         axes.set_xticks(processes)
         _finish(axes)

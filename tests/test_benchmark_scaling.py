@@ -6,7 +6,7 @@ import pytest
 
 from ncu_hf.errors import InputError
 
-SIZES = ("--model", "small", "--rows", 12, "--chunk", 5, "--n", 256, "--repeats", 1, "--threads", 1)
+SIZES = ("--model", "small", "--rows", 12, "--chunk", 5, "--n", 256, 128, "--repeats", 1, "--threads", 1)
 
 
 @pytest.mark.slow
@@ -18,7 +18,9 @@ def test_scaling(benchmark):
         assert report[table][0]["efficiency"] == 1
         assert all(row["gradient_all_reduces"] == 1 for row in report[table])  # of chunks of 5 rows
         assert all(row["communication_share"] >= 0 for row in report[table])
-    alone, shared = report["losses"]
+    assert [(row["n"], row["processes"]) for row in report["losses"]] == [(128, 1), (128, 2), (256, 1), (256, 2)]
+    assert [row["efficiency"] for row in report["losses"][::2]] == [1, 1]
+    alone, shared = report["losses"][2:]
     assert alone["peak_mib"] > 0.5  # two matrices of 256 x 257 floats
     assert shared["peak_mib"] < alone["peak_mib"]  # so small a batch is mostly what all processes gather
     (far,) = report["losses_extrapolated"]
