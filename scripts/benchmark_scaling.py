@@ -85,7 +85,7 @@ def _losses(processes: int, n: int, launched: dict[tuple[int, int], Row]) -> Row
 
 
 def _related(rows: list[Row], shared: bool = False) -> list[Row]:
-    """With efficiency: 1 for W times the work in the same time or, where it is `shared`, for the same work in 1/W of it."""
+    """With efficiency: 1 for W times the work in the same time or, if `shared`, for the same work in 1/W of it."""
     for row in rows:
         share = row["processes"] / rows[0]["processes"] if shared else 1
         row["efficiency"] = rows[0]["ms"] / (share * row["ms"])
