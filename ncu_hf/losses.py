@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ncu_hf.partitions import empty_matrix
+
 
 def contrastive_loss(
     image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, label_smoothing: float = 0.0
@@ -100,10 +102,18 @@ def _signed_logits(embeds: Tensor, all_images: Tensor, own: Tensor, scale: Tenso
     return (-scale * (embeds @ all_images.T)).scatter_(1, own[:, None], scale * matched)
 
 
-def extended_similarity(image_embeds: Tensor, text_embeds: Tensor, negative_embeds: Tensor) -> Tensor:
-    """S̄ (N, N + 1): ⟨v_i, t_j⟩ in the first N columns, ⟨v_i, n_i⟩ in the last."""
-    own_negative = (image_embeds * negative_embeds).sum(dim=-1, keepdim=True)
-    return torch.cat([image_embeds @ text_embeds.T, own_negative], dim=1)
+@torch.no_grad()
+def extended_similarity(image_embeds: Tensor, all_texts: Tensor, negative_embeds: Tensor) -> Tensor:
+    """S̄ (B, N + 1), without gradient: ⟨v_i, t_j⟩ in the first N columns, ⟨v_i, n_i⟩ in the last.
+
+    Args:
+        image_embeds, negative_embeds (`Tensor`): (B, D), rows i: some of all, or all.
+        all_texts (`Tensor`): (N, D).
+    """
+    similarity = empty_matrix(len(image_embeds), len(all_texts) + 1, image_embeds)
+    torch.mm(image_embeds, all_texts.T, out=similarity[:, :-1])
+    torch.sum(image_embeds * negative_embeds, dim=1, out=similarity[:, -1])
+    return similarity
 
 
 def alignment_loss(

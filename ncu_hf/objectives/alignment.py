@@ -246,12 +246,8 @@ class _AlignmentLoss(torch.autograd.Function):
             logits = scale * similarity[rows]
             row_target, column_target = alignment.targets(rows)
             own = similarity[rows].zero_()
-            for target, log_prediction, total, weight in (
-                (row_target, logits.log_softmax(1), alignment.rows.total[rows, None], weights[0]),
-                (column_target, logits - column_partition, alignment.columns.total, weights[1]),
-            ):
-                loss += weight * _divergence(target, log_prediction)
-                own.add_(log_prediction.exp_().mul_(total).sub_(target), alpha=weight)
+            loss += _divergence(row_target, logits.log_softmax(1), alignment.rows.total[rows, None], weights[0], own)
+            loss += _divergence(column_target, logits - column_partition, alignment.columns.total, weights[1], own)
             scale_gradient += (own * logits).sum()
             own.mul_(scale)
         ctx.save_for_backward(image, texts, negative, similarity, scale_gradient)
@@ -268,7 +264,16 @@ class _AlignmentLoss(torch.autograd.Function):
         return *(own.mul_(upstream) for own in found), upstream * scale_gradient, None, None, None, None
 
 
-def _divergence(target: Tensor, log_prediction: Tensor) -> Tensor:
-    """Σ T (log T - log p), 0 where T is."""
+def _divergence(target: Tensor, log_prediction: Tensor, total: Tensor, weight: float, gradient: Tensor) -> Tensor:
+    """weight · Σ T (log T - log p), 0 where T is; its gradient with respect to logits is added to `gradient`.
+
+    Args:
+        target, gradient (`Tensor`): (rows, C).
+        log_prediction (`Tensor`): (rows, C), used up.
+        total (`Tensor`): What the targets sum to, of each row or column.
+        weight (`float`): Of this direction.
+    """
     smallest = torch.finfo(target.dtype).tiny
-    return (target.clamp(min=smallest).log_().sub_(log_prediction).mul_(target)).sum()
+    value = (target.clamp(min=smallest).log_().sub_(log_prediction).mul_(target)).sum()
+    gradient.add_(log_prediction.exp_().mul_(total).sub_(target), alpha=weight)
+    return weight * value

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from ncu_hf.distributed import Shard
-from ncu_hf.losses import separation_losses
+from ncu_hf.losses import extended_similarity, separation_losses
 from ncu_hf.objectives.alignment import RefinedAlignment, refine_alignment, refined_alignment_loss
 from ncu_hf.objectives.forgetting import ForgettingObjective
 from ncu_hf.objectives.statistics import margin_statistics, plan_statistics
-from ncu_hf.partitions import empty_matrix
 from ncu_hf.selection import promote
 
 
@@ -72,10 +71,7 @@ class UnlearningObjective(ForgettingObjective):
 
     def similarity(self, image: Tensor, texts: Tensor, negative: Tensor) -> Tensor:
         """S̄ (B, N + 1) of this process's images (B, D), all texts (N, D) and its negatives (B, D), without gradient."""
-        similarity = empty_matrix(len(image), len(texts) + 1, image)
-        torch.mm(image, texts.T, out=similarity[:, :-1])
-        torch.sum(image * negative, dim=1, out=similarity[:, -1])
-        return similarity
+        return extended_similarity(image, texts, negative)
 
     def align(self, similarity: Tensor, forget: Tensor, shard: Shard) -> RefinedAlignment:
         """Targets of the rows and of the columns of `similarity`, without gradient."""

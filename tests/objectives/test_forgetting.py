@@ -135,7 +135,7 @@ def test_forgotten_pairs_are_aligned_with_nothing(formulation, plan_weight):
     forget, _ = split_batch(clean_confidence(image, text, log_scale, formulation), 0.3)
     assert len(forget) == 2
     refined = refine_alignment(
-        extended_similarity(image, text, negative).detach(),
+        extended_similarity(image, text, negative),
         forget,
         plan_weight=plan_weight,
         entropy=arguments.entropy,
