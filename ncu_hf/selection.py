@@ -27,7 +27,9 @@ def clean_confidence(image_embeds: Tensor, text_embeds: Tensor, log_scale: Tenso
 
 
 @torch.no_grad()
-def similarity_confidence(similarity: Tensor, log_scale: Tensor, formulation: str, shard: Shard) -> Tensor:
+def similarity_confidence(
+    similarity: Tensor, log_scale: Tensor, formulation: str, shard: Shard, column_partition: Tensor | None = None
+) -> Tensor:
     """Match confidence ω of all pairs of a global batch, on every process.
 
     Args:
@@ -36,6 +38,7 @@ def similarity_confidence(similarity: Tensor, log_scale: Tensor, formulation: st
         formulation (`str`): `"paper"`: eq. 2, the mean of the softmax over the texts of row i and the softmax over the
             images of column i, both at (i, i). `"released"`: the first of the two alone, as in the authors' code.
         shard (`Shard`): Whose rows these are.
+        column_partition (`Tensor`, *optional*): (N,), [`column_log_partition`] of it, where it is known.
 
     Returns:
         `Tensor`: (N,) in [0, 1], without gradient.
@@ -44,8 +47,9 @@ def similarity_confidence(similarity: Tensor, log_scale: Tensor, formulation: st
     own = scale * similarity[:, shard.rows].diagonal()
     confidence = (own - row_log_partition(similarity, scale)).exp()
     if formulation == "paper":
-        over_images = (own - column_log_partition(similarity, scale, shard)[shard.rows]).exp()
-        confidence = (confidence + over_images) / 2
+        if column_partition is None:
+            column_partition = column_log_partition(similarity, scale, shard)
+        confidence = (confidence + (own - column_partition[shard.rows]).exp()) / 2
     return shard.all_rows(confidence)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ncu_hf.distributed import Shard
-from ncu_hf.partitions import column_log_partition, row_blocks
+from ncu_hf.partitions import row_blocks
 from ncu_hf.transport import TransportPlan, solve_transport, solve_transport_both_ways
 
 # Marginal error of a converged plan, for the `paper` formulation.
@@ -168,7 +168,7 @@ def mixed(
     column_hard[: shard.n] = (~forgotten).to(similarity)
     row_mass = column_mass = None
     if row_plan is not None:
-        row_mass, column_mass = row_plan.plan.sum(1), shard.sum(column_plan.plan.sum(0))
+        row_mass, column_mass = row_plan.row_sums, column_plan.column_sums
     own = own[shard.rows]
     return RefinedAlignment(
         row_plan,
@@ -194,6 +194,7 @@ def _mixture(plan_mass: Tensor | None, hard_mass: Tensor, plan_weight: float, fo
 
 def refined_alignment_loss(
     similarity: Tensor,
+    column_partition: Tensor,
     alignment: RefinedAlignment,
     embeds: tuple[Tensor, Tensor, Tensor],
     log_scale: Tensor,
@@ -208,6 +209,7 @@ def refined_alignment_loss(
 
     Args:
         similarity (`Tensor`): (B, C), S̄ or its first columns, of this process's images, without gradient; used up.
+        column_partition (`Tensor`): (C,), [`column_log_partition`] of it.
         alignment (`RefinedAlignment`): The targets.
         embeds (`tuple[Tensor, Tensor, Tensor]`): What `similarity` was computed of: images (B, D), all texts (N, D) and
             the negatives (B, D) of its last column, which do not count where C = N.
@@ -220,7 +222,7 @@ def refined_alignment_loss(
     """
     halves = 2 if formulation == "released" else 1
     weights = 1 / (halves * shard.n), 1 / (halves * similarity.shape[1])
-    return _AlignmentLoss.apply(*embeds, log_scale, similarity, alignment, weights, shard)
+    return _AlignmentLoss.apply(*embeds, log_scale, similarity, column_partition, alignment, weights, shard)
 
 
 class _AlignmentLoss(torch.autograd.Function):
@@ -235,12 +237,12 @@ class _AlignmentLoss(torch.autograd.Function):
         negative: Tensor,
         log_scale: Tensor,
         similarity: Tensor,
+        column_partition: Tensor,
         alignment: RefinedAlignment,
         weights: tuple[float, float],
         shard: Shard,
     ) -> Tensor:
         scale = log_scale.exp()
-        column_partition = column_log_partition(similarity, scale, shard)
         loss, scale_gradient = scale.new_zeros(()), scale.new_zeros(())
         for rows in row_blocks(similarity):
             logits = scale * similarity[rows]
@@ -261,7 +263,7 @@ class _AlignmentLoss(torch.autograd.Function):
         if not of_negatives.shape[1]:
             of_negatives = gradient.new_zeros(len(image), 1)
         found = (of_texts @ texts).addcmul_(of_negatives, negative), of_texts.T @ image, of_negatives * image
-        return *(own.mul_(upstream) for own in found), upstream * scale_gradient, None, None, None, None
+        return *(own.mul_(upstream) for own in found), upstream * scale_gradient, None, None, None, None, None
 
 
 def _divergence(target: Tensor, log_prediction: Tensor, total: Tensor, weight: float, gradient: Tensor) -> Tensor:

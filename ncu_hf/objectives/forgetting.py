@@ -35,15 +35,19 @@ class ForgettingObjective(Objective):
         super().__init__(arguments)
         self._recent: list[Tensor] = []  # oldest first, one a batch
 
-    def choose(self, similarity: Tensor, log_scale: Tensor, shard: Shard) -> Split:
+    def choose(
+        self, similarity: Tensor, log_scale: Tensor, shard: Shard, column_partition: Tensor | None = None
+    ) -> Split:
         """Split the global batch by the clean confidence of its pairs.
 
         Args:
             similarity (`Tensor`): (B, N), ⟨v_i, t_j⟩ of this process's images, without gradient.
             log_scale (`Tensor`): 0-dim, log of s.
             shard (`Shard`): Whose rows these are.
+            column_partition (`Tensor`, *optional*): (N,), as of [`similarity_confidence`].
         """
-        confidence = similarity_confidence(similarity, log_scale, self.arguments.formulation, shard)
+        formulation = self.arguments.formulation
+        confidence = similarity_confidence(similarity, log_scale, formulation, shard, column_partition)
         forget, retain = self.split(confidence)
         return Split(forget, retain, selection_statistics(confidence, forget, retain))
 

@@ -10,6 +10,7 @@ from ncu_hf.losses import extended_similarity, separation_losses
 from ncu_hf.objectives.alignment import RefinedAlignment, refine_alignment, refined_alignment_loss
 from ncu_hf.objectives.forgetting import ForgettingObjective
 from ncu_hf.objectives.statistics import margin_statistics, plan_statistics
+from ncu_hf.partitions import column_log_partition
 from ncu_hf.selection import promote
 
 
@@ -54,13 +55,16 @@ class UnlearningObjective(ForgettingObjective):
         embeds = image, shard.all_rows(text), negative
         with torch.no_grad():
             similarity = self.similarity(*embeds)
-        chosen = self.choose(similarity[:, : shard.n], log_scale, shard)
+            column_partition = column_log_partition(similarity, log_scale.exp(), shard)
+        chosen = self.choose(similarity[:, : shard.n], log_scale, shard, column_partition[: shard.n])
         alignment = self.align(similarity, chosen.forget, shard)
         plan = {} if alignment.row_plan is None else plan_statistics(alignment.row_plan, shard)
         if a.forget_target == "none":
             alignment = alignment.without(chosen.forget, shard)
         return {
-            "alignment_loss": refined_alignment_loss(similarity, alignment, embeds, log_scale, a.formulation, shard),
+            "alignment_loss": refined_alignment_loss(
+                similarity, column_partition, alignment, embeds, log_scale, a.formulation, shard
+            ),
             **self.opposition(text, negative, shard),
             **chosen.statistics,
             **margin_statistics(text, negative, a.margin_low, a.margin_high, shard),

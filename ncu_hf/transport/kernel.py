@@ -159,10 +159,11 @@ class ScaledKernel:
             plan.mul_(self.column_marginals / (self.shard.sum(plan.sum(0)) + self.idle_columns))
         return plan[: self.rows]
 
-    def marginal_errors(self, plan: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ |row sum - row marginal| of a plan (R, C), and the same of its columns."""
-        rows = (plan.sum(1) - self.row_marginals[: self.rows]).abs_().sum()
-        return self.shard.sum(rows), (self.shard.sum(plan.sum(0)) - self.column_marginals).abs_().sum()
+    def measured(self, plan: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sums of the rows (R,) and columns (C,) of a plan, and Σ |sum - marginal| of both."""
+        rows, columns = plan.sum(1), self.shard.sum(plan.sum(0))
+        row_error = self.shard.sum((rows - self.row_marginals[: self.rows]).abs_().sum())
+        return rows, columns, row_error, (columns - self.column_marginals).abs_().sum()
 
 
 def _potential(highest: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ class TransportPlan:
 
     Attributes:
         plan (`torch.Tensor`): (R, C), total mass 1, exactly 0 on closed cells.
+        row_sums (`torch.Tensor`): (R,), Σ_j plan_ij.
+        column_sums (`torch.Tensor`): (C,), Σ_i plan_ij over the rows of all processes.
         row_error (`torch.Tensor`): 0-dim, Σ_i |Σ_j plan_ij - row marginal_i|: the share of the mass that is in the
             wrong row, times two. Measured on the plan itself, not taken from the iteration.
         column_error (`torch.Tensor`): 0-dim, the same for columns.
@@ -33,6 +35,8 @@ class TransportPlan:
     """
 
     plan: Tensor
+    row_sums: Tensor
+    column_sums: Tensor
     row_error: Tensor
     column_error: Tensor
     iterations: int
@@ -161,7 +165,7 @@ def _by_potential(
     found = []
     for reached, iterations, stopped in plain(kernel, tolerance, max_iterations, columns_first):
         plan = reached.into_plan(refit=False)
-        found.append(TransportPlan(plan, *reached.marginal_errors(plan), iterations, stopped))
+        found.append(TransportPlan(plan, *reached.measured(plan), iterations, stopped))
     return found
 
 
@@ -169,8 +173,9 @@ def _by_marginal(kernel: ScaledKernel, levels: list[float], tolerance: float, ma
     # The products with the kernel round more than the sums of the plan that decide in the end.
     iterations = converge(kernel, levels, 0.3 * tolerance, max_iterations)
     plan = kernel.into_plan(refit=True)
-    errors = kernel.marginal_errors(plan)
-    return TransportPlan(plan, *errors, iterations, bool(max(errors) <= tolerance))
+    *sums, row_error, column_error = kernel.measured(plan)
+    converged = bool(torch.maximum(row_error, column_error) <= tolerance)
+    return TransportPlan(plan, *sums, row_error, column_error, iterations, converged)
 
 
 def _check_options(entropy: float, tolerance: float, max_iterations: int) -> None:
