@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +13,9 @@ from ncu_hf.evaluation.outcomes import Outcome
 from ncu_hf.evaluation.pairwise import RetrievalItems, ZeroShotItems
 from ncu_hf.evaluation.retrieval import summarise_ranks
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-
 
 @pytest.fixture
-def statistics(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
+def statistics():
     return importlib.import_module("compare_statistics")
 
 
