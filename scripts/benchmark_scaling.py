@@ -33,24 +33,26 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 def benchmark_scaling(options: argparse.Namespace) -> Tables:
     """Weak scaling (as many pairs a process), strong scaling (as many in all), and the losses of phase 2 alone."""
-    tables: Tables = {"weak": [], "strong": [], "losses": []}
     for processes in options.processes:
         if options.rows % processes or any(n % (2 * processes) for n in options.n):
             sizes = ", ".join(str(n) for n in options.n)
             raise InputError(f"--rows {options.rows} and half of --n {sizes} must be multiples of {processes}.")
-    tables["weak"] = _related([_step(processes, options.rows, options) for processes in options.processes])
+    weak = [_step(processes, options.rows, options) for processes in options.processes]
     strong = [_step(processes, options.rows // processes, options) for processes in options.processes]
-    tables["strong"] = _related(strong, shared=True)
     launched = {
         (processes, n): _launch(processes, "losses", n // processes, options)
         for processes in options.processes
         for n in sorted({*options.n, *(n // 2 for n in options.n)})
     }
+    losses: list[Row] = []
     for n in sorted(options.n):
-        losses = [_losses(processes, n, launched) for processes in options.processes]
-        tables["losses"] += _related(losses, shared=True)
-    tables["losses_extrapolated"] = [_extrapolated(tables["losses"][-1], options)]
-    return tables
+        losses += _related([_losses(processes, n, launched) for processes in options.processes], shared=True)
+    return {
+        "weak": _related(weak),
+        "strong": _related(strong, shared=True),
+        "losses": losses,
+        "losses_extrapolated": [_extrapolated(losses[-1], options)],
+    }
 
 
 def _step(processes: int, rows: int, options: argparse.Namespace) -> Row:

@@ -3,7 +3,7 @@
 ```yaml
 study: studies/scenes                 # written by study_data.py; --study overrides it
 noise_shares: [0.0, 0.4]              # share of the training pairs whose captions get the noise: shuffled, or
-                                      # as `common: {noise_kind: hard}` says/
+                                      # as `common: {noise_kind: hard}` says
 seeds: [0, 1, 2]                      # of weights, order, noise and parts of the data; the pairs stay the same
 steps: 200                            # optimizer steps that every method gets
 phase1_share: 0.25                    # of them, for the first phase of methods that have two

@@ -125,11 +125,13 @@ def draw_scaling(report: Report) -> Figure:
     for (label, rows), colour in zip(lines.items(), LINES, strict=False):
         processes = [row["processes"] for row in rows]
         efficiency.plot(processes, [row["efficiency"] for row in rows], "o-", color=colour, label=label, markersize=4)
-    memory.plot(processes, [row["peak_mib"] for row in rows], "o-", color=GREEN, label="losses", markersize=4)
-    first = rows[0]["peak_mib"] * rows[0]["processes"]
+    largest = [row for row in report["losses"] if row["n"] == report["losses"][-1]["n"]]
+    processes = [row["processes"] for row in largest]
+    memory.plot(processes, [row["peak_mib"] for row in largest], "o-", color=GREEN, label="losses", markersize=4)
+    first = largest[0]["peak_mib"] * largest[0]["processes"]
     memory.plot(processes, [first / count for count in processes], "--", color="0.5", label="1/W")
     efficiency.set(xlabel="processes", ylabel="efficiency", ylim=(0, 1.1))
-    memory.set(xlabel="processes", ylabel=f"peak memory, MiB (N = {rows[0]['n']:,})", ylim=(0, None))
+    memory.set(xlabel="processes", ylabel=f"peak memory, MiB (N = {largest[0]['n']:,})", ylim=(0, None))
     for axes in (efficiency, memory):
         axes.set_xticks(processes)
         _finish(axes)
