@@ -57,10 +57,11 @@ def makers(options: argparse.Namespace) -> dict[str, Make]:
     """Name of a variant -> how to make it. The released structure is one of phase 2."""
     found: dict[str, Make] = {"ours": ours}
     found |= {f"ours_chunk_{size}": partial(ours, chunk_size=size) for size in options.chunk}
-    found |= {"floor": floor, "plain_clip": plain_clip}
+    found["floor"] = floor
     if options.compile:
         compiled = partial(compile_blocks, backend=options.compile, mode=None)
-        found |= {"ours_compiled": partial(ours, prepare=compiled), "floor_compiled": partial(floor, prepare=compiled)}
+        found |= {f"{name}_compiled": partial(make, prepare=compiled) for name, make in found.items()}
+    found["plain_clip"] = plain_clip
     return found | ({"released": released} if options.phase == "unlearning" else {})
 
 
@@ -112,19 +113,19 @@ def _speed(counted: float | None, needed: float | None, seconds: float | None, o
 
 
 def ratios(seconds: dict[str, float]) -> Row:
-    """Samples a second of `ours` over those of the others; of a variant that did not fit there is none."""
+    """Samples a second of each of ours over those of the references, its share of the floor, and the time of chunks
+    over that of the whole batch; compiled blocks beside compiled ones. Of a variant that did not fit there is none."""
     found: Row = {}
-    if {"ours_compiled", "floor_compiled"} <= seconds.keys():
-        found["ours_share_of_floor_compiled"] = seconds["floor_compiled"] / seconds["ours_compiled"]
-    for name, other in seconds.items():
-        if name == "floor_compiled":
-            continue
-        if "ours" in seconds and name in ("released", "plain_clip"):
-            found[f"ours_over_{name}"] = other / seconds["ours"]
-        elif "ours" in seconds and name == "floor":
-            found["ours_share_of_floor"] = other / seconds["ours"]
-        elif name != "ours" and "ours" in seconds:
-            found[f"{name.removeprefix('ours_')}_time_over_ours"] = other / seconds["ours"]
+    for name in [name for name in seconds if name.startswith("ours")]:
+        ending = "_compiled" if name.endswith("_compiled") else ""
+        for other in ("released", "plain_clip"):
+            if other in seconds:
+                found[f"{name}_over_{other}"] = seconds[other] / seconds[name]
+        if f"floor{ending}" in seconds:
+            found[f"{name}_share_of_floor"] = seconds[f"floor{ending}"] / seconds[name]
+        whole = f"ours{ending}"
+        if name != whole and whole in seconds:
+            found[f"{name}_time_over_{whole}"] = seconds[name] / seconds[whole]
     return found
 
 

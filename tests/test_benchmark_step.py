@@ -106,11 +106,16 @@ def test_step(phase, benchmark):
 
 def test_compiled_step(benchmark):
     torch._dynamo.reset()
-    _, report = benchmark("step", "--model", "small", "--batch", 8, "--repeats", 1, "--compile", "eager")
-    rows = {row["variant"]: row for row in report["step"]}
-    assert rows["ours_compiled"]["tflop"] == rows["ours"]["tflop"] and rows["ours_compiled"]["ms"] > 0
-    share = report["ratios"][0]["ours_share_of_floor_compiled"]
-    assert share == pytest.approx(rows["floor_compiled"]["ms"] / rows["ours_compiled"]["ms"])
+    sizes = ("--batch", 8, "--chunk", 4, "--repeats", 1)
+    _, report = benchmark("step", "--model", "small", *sizes, "--compile", "eager")
+    rows, (ratios,) = {row["variant"]: row for row in report["step"]}, report["ratios"]
+    for name in ("ours", "ours_chunk_4", "floor"):
+        assert rows[f"{name}_compiled"]["tflop"] == rows[name]["tflop"] and rows[f"{name}_compiled"]["ms"] > 0
+    ms = {name: row["ms"] for name, row in rows.items()}
+    assert ratios["ours_compiled_share_of_floor"] == pytest.approx(ms["floor_compiled"] / ms["ours_compiled"])
+    assert ratios["ours_compiled_over_released"] == pytest.approx(ms["released"] / ms["ours_compiled"])
+    chunked = ratios["ours_chunk_4_compiled_time_over_ours_compiled"]
+    assert chunked == pytest.approx(ms["ours_chunk_4_compiled"] / ms["ours_compiled"])
 
 
 def test_what_does_not_fit_is_left_out(benchmark, scripts, monkeypatch):
