@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ncu_hf.distributed import Shard
 
-# Entries of a block: on a CPU what fits its caches, on an accelerator what keeps it busy.
-_BLOCK = {"cpu": 2**19}
-_DEVICE_BLOCK = 2**24
+# Entries of a block: on a CPU what fits its caches, on an accelerator what keeps it busy, but not more than a share of
+# the matrix, so that what is made of a block stays small beside it.
+_BLOCK_CPU, _BLOCK, _FEWEST_BLOCKS = 2**19, 2**24, 4
 _ALIGNED = 16  # entries that the distance between two rows is a multiple of
 
 
@@ -26,7 +26,8 @@ def empty_matrix(rows: int, columns: int, like: Tensor) -> Tensor:
 
 def row_blocks(matrix: Tensor) -> Iterator[slice]:
     """Slices of the rows of a matrix (B, C), one after the other, that are worked on at once."""
-    rows = max(1, _BLOCK.get(matrix.device.type, _DEVICE_BLOCK) // matrix.shape[1])
+    entries = _BLOCK_CPU if matrix.device.type == "cpu" else min(_BLOCK, -(-matrix.numel() // _FEWEST_BLOCKS))
+    rows = max(1, entries // max(matrix.shape[1], 1))
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 # What one more sub-batch costs, in tokens that could be encoded in its time: on a CPU the weights are read, and their
-# gradients added, once more; elsewhere some hundred kernels are launched, while a token is next to nothing.
-# `scripts/benchmark.py text` measures it. What is minimised is flat: a factor of two here hardly shows.
-_OVERHEAD = {"cpu": 64}
-_OVERHEAD_ELSEWHERE = 1024
+# gradients added, once more; elsewhere some hundred kernels are launched, while a token is next to nothing, in half
+# precision even less. `scripts/benchmark.py text` measures it. What is minimised is flat: a factor of two here hardly
+# shows.
+_OVERHEAD_CPU = 64
+_OVERHEAD, _OVERHEAD_HALF = 1024, 4096
 
 
 def caption_end(input_ids: Tensor, eos_token_id: int) -> Tensor:
@@ -39,8 +40,10 @@ def caption_lengths(input_ids: Tensor, eos_token_id: int) -> tuple[int, ...]:
 
 
 def sub_batch_overhead(device: torch.device) -> int:
-    """Tokens that a further sub-batch costs on `device`."""
-    return _OVERHEAD.get(device.type, _OVERHEAD_ELSEWHERE)
+    """Tokens that a further sub-batch costs on `device`, under autocast or not."""
+    if device.type == "cpu":
+        return _OVERHEAD_CPU
+    return _OVERHEAD_HALF if torch.is_autocast_enabled(device.type) else _OVERHEAD
 
 
 def cut_lengths(lengths: Sequence[int], overhead: int) -> list[tuple[int, int]]:

@@ -46,7 +46,7 @@ from ncu_hf.sharding import ShardedWeights, check_shardable, full_state, like, l
 from ncu_hf.step import encode_globally, pad_empty, split_rows, total_loss, two_stage_backward
 from ncu_hf.step_metrics import RunningMeans
 from ncu_hf.text_batches import caption_lengths
-from ncu_hf.towers import checkpoint_blocks, compile_blocks
+from ncu_hf.towers import checkpoint_blocks, compile_blocks, lean_towers
 from ncu_hf.transfer import Transfer
 
 DATA_STATE = "data_state.json"
@@ -407,6 +407,7 @@ class NCUTrainer(Trainer):
 
 def _prepare_towers(model: NCUModel, args: NCUTrainingArguments) -> NCUTrainingArguments:
     """Do to the blocks what `Trainer` would do to the model as a whole; returns arguments that ask for no more."""
+    lean_towers(model.clip)
     if args.gradient_checkpointing:
         checkpoint_blocks(model)
     if args.torch_compile:

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from benchmark_timing import Row, Tables  # noqa: E402
 from benchmark_transport import TRANSPORT  # noqa: E402
 
 from ncu_hf.cli import run_main  # noqa: E402
+from ncu_hf.environment import commit  # noqa: E402
 
 BENCHMARKS = {
     **{"transport": TRANSPORT, "objective": OBJECTIVE, "data": DATA, "text": TEXT},
@@ -52,22 +52,8 @@ def machine() -> Row:
         "machine": {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "pillow": PIL.__version__},
-        "commit": _commit(),
+        "commit": commit(),
     }
-
-
-def _commit() -> str | None:
-    """The commit, with `-dirty` for local changes; None outside a git checkout."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
 
 
 def show(tables: Tables) -> None:

@@ -70,7 +70,7 @@ def _measured(setting: Setting, sizes: list[int | None], options: argparse.Names
 
 
 def _computed(setting: Setting, sizes: list[int | None]) -> Iterator[Row]:
-    model = setting.model(setting.objective())
+    model = setting.lean_model(setting.objective())
     trained = parameter_bytes(model, trainable=True)
     batch, ids = setting.batch["pixel_values"].shape, setting.batch["input_ids"]
     lengths = caption_lengths(ids, setting.clip.config.text_config.eos_token_id)

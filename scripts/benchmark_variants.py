@@ -24,6 +24,7 @@ from ncu_hf.objectives import Objective, build_objectives
 from ncu_hf.parameters import freeze
 from ncu_hf.step import split_rows, two_stage_backward
 from ncu_hf.text_batches import caption_end, caption_lengths
+from ncu_hf.towers import lean_towers
 
 # CLIP's, of the image processor of every released checkpoint.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -80,6 +81,12 @@ class Setting(NamedTuple):
         freeze(model, objective)
         return model
 
+    def lean_model(self, objective: Objective) -> NCUModel:
+        """The same with towers as [`NCUTrainer`] prepares them."""
+        model = self.model(objective)
+        lean_towers(model.clip)
+        return model
+
     def moved(self, chunk: dict[str, Tensor]) -> dict[str, Tensor]:
         """`chunk` on the device, its pixels normalised."""
         chunk = {key: value.to(self.device, non_blocking=True) for key, value in chunk.items()}
@@ -126,7 +133,7 @@ class Variant:
 def ours(setting: Setting, chunk_size: int | None = None, prepare: Callable[[NCUModel], None] | None = None) -> Variant:
     """This project's step, as `NCUTrainer.training_step` makes it; `prepare` changes the model before its first."""
     objective = setting.objective()
-    model = setting.model(objective)
+    model = setting.lean_model(objective)
     if prepare is not None:
         prepare(model)
 
@@ -153,7 +160,7 @@ def _check_finite(loss: Tensor) -> None:
 
 def floor(setting: Setting, prepare: Callable[[NCUModel], None] | None = None) -> Variant:
     """Image, caption and negative encoded once each, without a loss: what no implementation of the method can save."""
-    model = setting.model(setting.objective())
+    model = setting.lean_model(setting.objective())
     if prepare is not None:
         prepare(model)
     generator = torch.Generator().manual_seed(1)

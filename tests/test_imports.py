@@ -17,7 +17,7 @@ ALLOWED = {
     "errors": set(),
     "citations": set(),
     "losses": {"partitions"},
-    "transport": {"distributed"},
+    "transport": {"distributed", "partitions"},
     "selection": {"distributed", "partitions"},
     "partitions": {"distributed"},
     "mixture": set(),

@@ -1,4 +1,4 @@
-"""Checkpointed and compiled blocks learn the same; the checkpointed ones keep less."""
+"""Lean, checkpointed and compiled towers learn the same; the first two keep less."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ncu_hf.parameters import freeze
 from ncu_hf.planning.memory import LiveBytes
 from ncu_hf.planning.phases import step_memory
 from ncu_hf.step import split_rows, two_stage_backward
-from ncu_hf.towers import blocks, checkpoint_blocks, compile_blocks
+from ncu_hf.towers import blocks, checkpoint_blocks, compile_blocks, lean_towers
 from ncu_hf.trainer import NCUTrainer
 
 START, END = 118, 119
@@ -92,6 +92,80 @@ def step_gradients(model, objective, batch, chunk_size=None) -> dict[str, torch.
         check=lambda loss: None,
     )
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+# Lean towers
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_lean_towers_learn_the_same(phase, make_model, batch):
+    found = []
+    for lean in (True, False):
+        model, objective = make_model(phase)
+        model.double()
+        names = list(model.state_dict())
+        if lean:
+            lean_towers(model.clip)
+            lean_towers(model.clip)  # nothing more to do
+        assert list(model.state_dict()) == names
+        found.append(step_gradients(model, objective, {**batch, "pixel_values": batch["pixel_values"].double()}))
+    assert largest_error(found[:1], found[1:]) < 1e-12
+
+
+def test_only_what_computes_the_same_is_replaced(make_clip):
+    clip = make_clip()
+    embeddings, block = clip.vision_model.embeddings, clip.text_model.encoder.layers[0]
+    embeddings.patch_embedding = torch.nn.Conv2d(3, 8, 8, stride=4)
+    block.mlp.activation_fn = torch.nn.GELU()
+    lean_towers(clip)
+    assert type(embeddings.patch_embedding) is torch.nn.Conv2d and type(block.mlp.activation_fn) is torch.nn.GELU
+
+
+@pytest.mark.parametrize("size", [(32, 32), (35, 41)])
+def test_patches_are_those_of_the_convolution(size, make_clip):
+    clip = make_clip()
+    pixels = torch.randn(2, 3, *size)
+    expected = clip.vision_model.embeddings.patch_embedding(pixels)
+    lean_towers(clip)
+    torch.testing.assert_close(clip.vision_model.embeddings.patch_embedding(pixels), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_activation_is_rounded_as_before(dtype, make_clip):
+    stock, lean = make_clip(), make_clip()
+    lean_towers(lean)
+    x = (8 * torch.randn(64, 64)).to(dtype)
+    outputs = [clip.text_model.encoder.layers[0].mlp.activation_fn(x) for clip in (stock, lean)]
+    assert torch.equal(*outputs)
+    activation = lean.text_model.encoder.layers[0].mlp.activation_fn
+    assert torch.autograd.gradcheck(activation, torch.randn(3, 5, dtype=torch.float64, requires_grad=True))
+
+
+def test_under_autocast_lean_towers_keep_less_and_are_as_exact(make_model, batch):
+    def gradient(lean: bool, half: bool) -> tuple[dict[str, torch.Tensor], int]:
+        model, _ = make_model(0)
+        model.requires_grad_()
+        if lean:
+            lean_towers(model.clip)
+        with LiveBytes(model.parameters()) as live, torch.autocast("cpu", torch.bfloat16, enabled=half):
+            embeddings, log_scale = model(batch["pixel_values"], batch["input_ids"], batch["input_ids"])
+            kept = live.now
+        weights = torch.Generator().manual_seed(1)
+        loss = sum((embeds * torch.randn(embeds.shape, generator=weights)).sum() for embeds in embeddings)
+        (loss + log_scale).backward()
+        return {name: p.grad for name, p in model.named_parameters()}, kept
+
+    exact, _ = gradient(False, False)
+    (stock, kept_before), (lean, kept) = gradient(False, True), gradient(True, True)
+
+    def error(found: dict[str, torch.Tensor]) -> float:
+        return sum((found[name] - exact[name]).square().sum() for name in exact).sqrt().item()
+
+    assert 0 < error(lean) < 1.3 * error(stock)
+    assert kept < 0.95 * kept_before
+
+
+# Checkpointed blocks
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])

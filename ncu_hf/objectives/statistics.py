@@ -13,7 +13,8 @@ from ncu_hf.transport import TransportPlan
 @torch.no_grad()
 def selection_statistics(confidence: Tensor, forget: Tensor, retain: Tensor) -> dict[str, Tensor]:
     """Quantiles of the clean confidence (N,), and its mean over the forget and the retained set (where not empty)."""
-    quantiles = confidence.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=confidence.dtype, device=confidence.device))
+    levels = torch.tensor([0.1, 0.5, 0.9], dtype=confidence.dtype).to(confidence.device, non_blocking=True)
+    quantiles = confidence.quantile(levels)
     statistics = {f"clean_confidence_{name}": q for name, q in zip(("q10", "q50", "q90"), quantiles, strict=True)}
     for name, members in (("forget", forget), ("retain", retain)):
         if members.numel():

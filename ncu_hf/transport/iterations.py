@@ -84,7 +84,7 @@ def plain(
     """
     together = _PlainIterations(kernel, tolerance, max_iterations, columns_first)
     together.run()
-    return [alone.finish() for alone in together.apart()]
+    return [alone.finish(*known) for alone, known in zip(together.apart(), together.progress(), strict=True)]
 
 
 class _PlainIterations:
@@ -98,7 +98,7 @@ class _PlainIterations:
 
     def __init__(self, kernel: ScaledKernel, tolerance: float, limit: int, columns_first: Sequence[bool]):
         self.kernel, self.tolerance, self.limit = kernel, tolerance, limit
-        self.columns_first = torch.tensor(columns_first, device=kernel.a.device)
+        self.columns_first = torch.tensor(columns_first).to(kernel.a.device, non_blocking=True)
         self.count = torch.zeros_like(self.columns_first, dtype=torch.int64)
         self.stopped = torch.zeros_like(self.columns_first)
         self._start(*(scaling.expand(len(columns_first), -1) for scaling in _zero_potentials(kernel)))
@@ -158,16 +158,21 @@ class _PlainIterations:
             alone.append(one)
         return alone
 
-    def finish(self) -> PlainResult:
-        """Go on with a solution that is alone until it is done."""
+    def finish(self, count: int, stopped: bool) -> PlainResult:
+        """Go on with a solution that is alone, and of which the host knows this much, until it is done."""
         kernel = self.kernel
         kernel.u, kernel.v = self.u[0], self.v[0]
-        while not self.stopped and self.count < self.limit:
+        while not stopped and count < self.limit:
             kernel.absorb()
             self._start(kernel.u[None], kernel.v[None])
             self.run()
             kernel.u, kernel.v = self.u[0], self.v[0]
-        return PlainResult(kernel, int(self.count), bool(self.stopped))
+            ((count, stopped),) = self.progress()
+        return PlainResult(kernel, count, bool(stopped))
+
+    def progress(self) -> list[list[int]]:
+        """Iterations of each solution, and whether the rule stopped it; waits for the device."""
+        return torch.stack([self.count, self.stopped.long()], dim=1).tolist()
 
 
 def _zero_potentials(kernel: ScaledKernel) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad, threshold_
 
 from ncu_hf.distributed import Shard
+from ncu_hf.partitions import empty_matrix
 
 # Products with the kernel are batched over blocks of rows: the CPU matrix-vector product of torch runs on one thread, a
 # batch of them on all; and a sum over few rows, then over blocks, carries less rounding error than one over all rows.
@@ -57,8 +58,7 @@ class ScaledKernel:
         blocks = max(_FEWEST_BLOCKS, -(-self.rows // _MOST_ROWS))
         height = max(1, -(-self.rows // blocks))
         self.cost, self.closed, self.entropy, self.shard = cost, closed, entropy, shard
-        self.blocks = cost.new_empty(blocks, height, columns)
-        self.padded = self.blocks.view(-1, columns)
+        self._hold(empty_matrix(blocks * height, columns, cost), blocks)
         self.products = 0
         self.log_floor = 0.9 * math.log(torch.finfo(cost.dtype).tiny)
         self.limit = math.exp(-0.25 * self.log_floor)
@@ -74,6 +74,10 @@ class ScaledKernel:
         self.a, self.idle_rows = _idle(self.row_marginals)
         self.b, self.idle_columns = _idle(self.column_marginals)
         self._exponentiate(exponent.add_(self.g))
+
+    def _hold(self, entries: Tensor, blocks: int) -> None:
+        """Let `entries` (padded R, C) be those of the kernel, in so many blocks of rows."""
+        self.padded, self.blocks = entries, entries.unflatten(0, (blocks, -1))
 
     def _negated_cost(self) -> Tensor:
         # Copied first: a copy is fast whatever the strides of the cost, arithmetic on a transposed one is not.
@@ -106,8 +110,8 @@ class ScaledKernel:
         """This kernel and others like it, each with entries of its own; this one is the last."""
         others = [copy.copy(self) for _ in range(count - 1)]
         for other in others:
-            other.blocks, other.f, other.g = self.blocks.clone(), self.f.clone(), self.g.clone()
-            other.padded = other.blocks.view_as(self.padded)
+            other.f, other.g = self.f.clone(), self.g.clone()
+            other._hold(empty_matrix(*self.padded.shape, self.padded).copy_(self.padded), len(self.blocks))
         return [*others, self]
 
     def row_products(self, v: Tensor) -> Tensor:

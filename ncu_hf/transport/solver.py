@@ -219,7 +219,9 @@ def _closed_cells(mask: Tensor | None, cost: Tensor) -> Tensor | None:
 def _weights(name: str, given: Tensor | None, cost: Tensor, side: int) -> Tensor:
     """Weights of rows (`side` 0) or columns (1)."""
     size = cost.shape[side]
-    weights = cost.new_ones(size) if given is None else given.detach().to(cost)
+    if given is None:
+        return cost.new_ones(size)
+    weights = given.detach().to(cost)
     if weights.shape != (size,):
         raise ValueError(f"{name} has shape {tuple(weights.shape)}, cost asks for ({size},).")
     if not (weights.isfinite() & (weights > 0)).all():
