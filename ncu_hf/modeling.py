@@ -175,11 +175,11 @@ class NCUModel(nn.Module):
             `tuple[Embeddings, Tensor]`: the embeddings and `logit_scale` (log of s; 0-dim), the parameter itself, so
             that a wrapper such as `DistributedDataParallel` sees it used.
         """
-        negative = None
+        # Images first: while a GPU works on them, the host gets ahead with the many small kernels of the texts.
+        image, text, negative = self.encode_image(pixel_values), self.encode_text(input_ids, lengths), None
         if negative_input_ids is not None:
             negative = self.encode_negative_text(negative_input_ids, negative_lengths)
-        embeddings = Embeddings(self.encode_image(pixel_values), self.encode_text(input_ids, lengths), negative)
-        return embeddings, self.clip.logit_scale
+        return Embeddings(image, text, negative), self.clip.logit_scale
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> unit image embeddings (B, D)."""

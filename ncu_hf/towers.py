@@ -24,6 +24,7 @@ from ncu_hf.shared_prefix import attention_of
 # The other ones record CUDA graphs, whose outputs the next call overwrites: a block runs several times a step.
 _MODES = ("default", "max-autotune-no-cudagraphs")
 _VARIANTS = 64
+_QUICK = 1.702  # of QuickGELU
 
 
 def blocks(clip: CLIPModel) -> Iterator[nn.Module]:
@@ -76,19 +77,17 @@ class _QuickGELU(nn.Module):
 
 
 class _QuickGELUFunction(torch.autograd.Function):
-    SCALE = 1.702
-
     @staticmethod
     def forward(ctx, hidden: Tensor) -> Tensor:
         ctx.save_for_backward(hidden)
-        return (_QuickGELUFunction.SCALE * hidden).sigmoid_().mul_(hidden)
+        return (_QUICK * hidden).sigmoid_().mul_(hidden)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
         (hidden,) = ctx.saved_tensors
         # The function is silu(1.702 x) / 1.702.
-        return torch.ops.aten.silu_backward(gradient, _QuickGELUFunction.SCALE * hidden)
+        return torch.ops.aten.silu_backward(gradient, _QUICK * hidden)
 
 
 def checkpoint_blocks(model: NCUModel) -> None:

@@ -110,7 +110,7 @@ def forward_backward(model: NCUModel, encoders: tuple[Pass, ...], weights: Tenso
 def counted_tokens(clip: CLIPModel) -> Iterator[list[int]]:
     """Tokens of every forward pass of the text tower, padding included."""
     counts: list[int] = []
-    handle = clip.text_model.final_layer_norm.register_forward_hook(
+    handle = clip.text_model.encoder.layers[-1].register_forward_hook(
         lambda _module, args, _output: counts.append(args[0].shape[:2].numel())
     )
     try:

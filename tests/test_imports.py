@@ -26,7 +26,7 @@ ALLOWED = {
     "low_rank": set(),
     "recommended": set(),
     "towers": {"low_rank", "modeling", "shared_prefix"},
-    "shared_prefix": set(),
+    "shared_prefix": {"text_batches"},
     "text_batches": set(),
     "modeling": {"adapters", "low_rank", "shared_prefix", "text_batches"},
     "transfer": set(),

@@ -93,10 +93,10 @@ def test_value_and_gradient_are_those_of_the_padded_pass(dtype, eos_token_id, ba
 
 
 def test_padding_and_prompt_are_not_encoded_row_by_row(make_model):
-    """Counted at a layer that sees every token."""
+    """Counted at a block: it sees every token."""
     model, batch = make_model(END, torch.float32), BATCHES["ragged"]
     ids, shapes = captions(batch), []
-    model.clip.text_model.final_layer_norm.register_forward_hook(
+    model.clip.text_model.encoder.layers[-1].register_forward_hook(
         lambda _module, args, _output: shapes.append(tuple(args[0].shape[:2]))
     )
     lengths = caption_lengths(ids, END)

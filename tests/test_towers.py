@@ -246,6 +246,7 @@ def test_compiled_blocks_learn_the_same(rank, phase, chunk_size, make_model, bat
     expected = step_gradients(*make_model(phase, rank), batch, chunk_size)
     model, objective = make_model(phase, rank)
     names = [name for name, _ in model.named_parameters()]
+    lean_towers(model.clip)
     compile_blocks(model, "eager", None)
     found = step_gradients(model, objective, batch, chunk_size)
     assert largest_error([found], [expected]) < 1e-5
@@ -266,6 +267,20 @@ def test_other_captions_compile_nothing_anew(rank, make_model, batch):
         torch.testing.assert_close(model.encode_text(ids), plain.encode_text(ids))
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[-1] > 0
+
+
+def test_more_blocks_compile_nothing_anew(make_clip, batch):
+    """Those that are alike share what is compiled, behind a shared prefix too."""
+    graphs = []
+    for layers in (2, 4):
+        torch._dynamo.reset()
+        counters.clear()
+        clip = make_clip(text_layers=layers)
+        model = NCUModel(clip, NegativePrompt(NegativePromptConfig.of(clip.config.text_config, 4)))
+        compile_blocks(model, "eager", None)
+        model(batch["pixel_values"], batch["input_ids"], batch["input_ids"])
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 2
 
 
 @pytest.mark.slow
