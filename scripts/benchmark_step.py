@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from ncu_hf.errors import one_of
 from ncu_hf.planning.memory import LiveBytes
 from ncu_hf.towers import compile_blocks
 
@@ -45,6 +46,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile", metavar="BACKEND", nargs="?", const="inductor", help="also with compiled blocks (of inductor)"
     )
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these alone, by the names in the tables")
     parser.add_argument(
         "--peak_tflops",
         type=float,
@@ -62,14 +64,18 @@ def makers(options: argparse.Namespace) -> dict[str, Make]:
         compiled = partial(compile_blocks, backend=options.compile, mode=None)
         found |= {f"{name}_compiled": partial(make, prepare=compiled) for name, make in found.items()}
     found["plain_clip"] = plain_clip
-    return found | ({"released": released} if options.phase == "unlearning" else {})
+    if options.phase == "unlearning":
+        found["released"] = released
+    wanted = [one_of("--only", name, found) for name in options.only or found]
+    return {name: make for name, make in found.items() if name in wanted}
 
 
 def benchmark_step(options: argparse.Namespace) -> Tables:
     """Time, arithmetic and memory of a step."""
+    chosen = makers(options)
     setting = make_setting(options, options.batch)
     rows, variants = {}, {}
-    for name, make in makers(options).items():
+    for name, make in chosen.items():
         variant = make(setting)
         rows[name] = {"variant": name, "trained": _trained(variant)}
         try:
@@ -80,7 +86,8 @@ def benchmark_step(options: argparse.Namespace) -> Tables:
             continue
         variants[name] = variant.step
     seconds = medians(variants, options.repeats, options.device)
-    needed = {name: rows["ours" if name.startswith("ours") else name]["tflop"] for name in rows}
+    known = {name: row["tflop"] for name, row in rows.items()}
+    needed = {name: known.get("ours") if name.startswith("ours") else own for name, own in known.items()}
     for name, row in rows.items():
         row |= _speed(row["tflop"], needed[name], seconds.get(name), options)
     return {"step": list(rows.values()), "ratios": [ratios(seconds)]}
@@ -92,7 +99,7 @@ def _costs(name: str, variant: Variant, rows: dict[str, Row], device: torch.devi
         return {"tflop": tflop(variant), "peak_gib": peak_bytes(variant, device) / 2**30}
     # What is compiled cannot be looked into while it runs; it computes the same.
     peak = peak_bytes(variant, device) / 2**30 if device.type == "cuda" else None
-    return {"tflop": rows[plain]["tflop"], "peak_gib": peak}
+    return {"tflop": rows[plain]["tflop"] if plain in rows else None, "peak_gib": peak}
 
 
 def _trained(variant: Variant) -> int:
@@ -105,7 +112,7 @@ def _speed(counted: float | None, needed: float | None, seconds: float | None, o
     speed = {
         "ms": 1e3 * seconds if known else None,
         "samples_a_second": options.batch / seconds if known else None,
-        "tflop_a_second": counted / seconds if known else None,
+        "tflop_a_second": counted / seconds if known and counted is not None else None,
     }
     if options.peak_tflops is not None:
         speed["mfu"] = needed / seconds / options.peak_tflops if known and needed is not None else None

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from ncu_hf.errors import InputError
+
 ROOT = Path(__file__).resolve().parent.parent
 PHASES = ["unlearning", "negative_prompt"]
 
@@ -116,6 +118,18 @@ def test_compiled_step(benchmark):
     assert ratios["ours_compiled_over_released"] == pytest.approx(ms["released"] / ms["ours_compiled"])
     chunked = ratios["ours_chunk_4_compiled_time_over_ours_compiled"]
     assert chunked == pytest.approx(ms["ours_chunk_4_compiled"] / ms["ours_compiled"])
+
+
+def test_variants_can_be_chosen(benchmark):
+    chosen = ("ours_compiled", "released")
+    small = ("step", "--model", "small", "--batch", 8, "--repeats", 1, "--compile", "eager", "--peak_tflops", 1)
+    _, report = benchmark(*small, "--only", *chosen)
+    rows = {row["variant"]: row for row in report["step"]}
+    assert tuple(rows) == chosen and report["ratios"][0].keys() == {"ours_compiled_over_released"}
+    # Operations are counted where nothing is compiled.
+    assert rows["ours_compiled"]["mfu"] is None and rows["released"]["mfu"] > 0
+    with pytest.raises(InputError, match=r"--only.*'released'"):
+        benchmark(*small, "--only", "releesed")
 
 
 def test_what_does_not_fit_is_left_out(benchmark, scripts, monkeypatch):
