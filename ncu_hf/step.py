@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,16 +21,40 @@ def total_loss(losses: dict[str, Tensor]) -> Tensor:
     return sum(value for key, value in losses.items() if key.endswith("_loss"))
 
 
-def split_rows(batch: dict[str, Tensor], chunk_size: int | None) -> list[dict[str, Tensor]]:
-    """Cut the tensors of a batch (B, ...) into chunks of at most `chunk_size` rows (all of them if `None`)."""
+class Chunks(NamedTuple):
+    """A batch in parts that are encoded one after the other.
+
+    Attributes:
+        parts (`list[dict[str, Tensor]]`): Tensors (b, ...). Images are in the order of the batch.
+        captions (`Tensor`, *optional*): (B,) int64, which row of the batch each caption of the parts is of; the order
+            of the batch by default. An image and a caption need not be encoded together.
+    """
+
+    parts: list[dict[str, Tensor]]
+    captions: Tensor | None = None
+
+
+def split_rows(batch: dict[str, Tensor], chunk_size: int | None, lengths: Sequence[int] | None = None) -> Chunks:
+    """Cut the tensors of a batch (B, ...) into chunks of at most `chunk_size` rows (all of them if `None`).
+
+    Args:
+        batch (`dict[str, Tensor]`): Images in `pixel_values`; captions in all others.
+        chunk_size (`int`, *optional*): Most rows of a chunk.
+        lengths (`Sequence[int]`, *optional*): Of the captions. With them, captions of like length come together: less
+            of a chunk is padding. The last chunk, which is there while the losses are computed, has the shortest.
+    """
     rows = len(next(iter(batch.values())))
-    size = chunk_size or rows
-    return [{key: value[i : i + size] for key, value in batch.items()} for i in range(0, rows, size)]
+    size, captions = chunk_size or rows, None
+    if lengths is not None and size < rows:
+        captions = torch.tensor(sorted(range(rows), key=lengths.__getitem__, reverse=True))
+        batch = {key: value if key == "pixel_values" else value[captions] for key, value in batch.items()}
+    parts = [{key: value[i : i + size] for key, value in batch.items()} for i in range(0, rows, size)]
+    return Chunks(parts, captions)
 
 
 def two_stage_backward(
     encode: Encode,
-    chunks: Sequence[dict[str, Tensor]],
+    chunks: Chunks,
     objective: ObjectiveFunction,
     *,
     backward: Callable[[Tensor], None],
@@ -51,7 +76,7 @@ def two_stage_backward(
 
     Args:
         encode (`Encode`): The (wrapped) model's forward: chunk -> (`Embeddings`, `logit_scale`). Deterministic.
-        chunks (`Sequence[dict[str, Tensor]]`): This process's rows.
+        chunks (`Chunks`): This process's rows.
         objective: Embeddings, log s and the [`Shard`] that the embeddings are -> losses and statistics.
         backward: Runs a scalar's backward pass (a gradient scaler may hide behind it).
         check: Called with the loss before any gradient is accumulated; raises to refuse the step.
@@ -68,13 +93,14 @@ def two_stage_backward(
     def synchronised(yes: bool) -> AbstractContextManager:
         return nullcontext() if yes else no_sync()
 
-    *earlier, last = chunks
+    *earlier, last = chunks.parts
     with torch.no_grad():
         encoded = [encode(chunk)[0] for chunk in earlier]
     with torch.enable_grad(), synchronised(not earlier):
         embeddings, log_scale = encode(last)
-    local = _concatenate([*encoded, embeddings], rows)
+    local = _concatenate([*encoded, embeddings], chunks.captions, rows)
     outputs, gradients, scale_gradient = _objective_gradients(objective, local, log_scale.detach(), check, sharded)
+    gradients = _with_captions(gradients, chunks.captions)
 
     start = sum(len(part.image) for part in encoded)
     with synchronised(not earlier):
@@ -88,7 +114,15 @@ def two_stage_backward(
     return outputs
 
 
-def _surrogate(embeddings: Embeddings, gradients: Sequence[Tensor | None], start: int) -> Tensor:
+def _with_captions(embeddings: Embeddings, order: Tensor | None) -> Embeddings:
+    """The same images; texts and negatives in another order."""
+    if order is None:
+        return embeddings
+    order = order.to(embeddings.image.device, non_blocking=True)
+    return Embeddings(embeddings.image, *(None if own is None else own[order] for own in embeddings[1:]))
+
+
+def _surrogate(embeddings: Embeddings, gradients: Embeddings, start: int) -> Tensor:
     """A scalar whose gradient is W times that of the loss, with respect to the rows from `start` on."""
     _, processes = world()
     total = 0
@@ -107,16 +141,16 @@ def pad_empty(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def encode_rows(encode: Encode, chunks: Sequence[dict[str, Tensor]], rows: int | None = None) -> Embeddings:
+def encode_rows(encode: Encode, chunks: Chunks, rows: int | None = None) -> Embeddings:
     """Embeddings of this process's rows, without gradient.
 
     Args:
         encode (`Encode`), chunks, rows: As in [`two_stage_backward`].
     """
-    return _concatenate([encode(chunk)[0] for chunk in chunks], rows)
+    return _concatenate([encode(chunk)[0] for chunk in chunks.parts], chunks.captions, rows)
 
 
-def encode_globally(encode: Encode, chunks: Sequence[dict[str, Tensor]], rows: int | None = None) -> Embeddings:
+def encode_globally(encode: Encode, chunks: Chunks, rows: int | None = None) -> Embeddings:
     """Embeddings of the global batch, without gradient, by a model that does not train.
 
     Args:
@@ -127,10 +161,11 @@ def encode_globally(encode: Encode, chunks: Sequence[dict[str, Tensor]], rows: i
     return Embeddings(*(None if own is None else gather_rows(own, sizes) for own in local))
 
 
-def _concatenate(chunks: Sequence[Embeddings], rows: int | None) -> Embeddings:
-    """The first `rows` rows of the chunks together, detached."""
-    branches = zip(*chunks, strict=True)
-    return Embeddings(*(None if parts[0] is None else torch.cat(parts).detach()[:rows] for parts in branches))
+def _concatenate(parts: Sequence[Embeddings], captions: Tensor | None, rows: int | None) -> Embeddings:
+    """The first `rows` rows of the parts together, in the order of the batch, detached."""
+    branches = zip(*parts, strict=True)
+    found = Embeddings(*(None if part[0] is None else torch.cat(part).detach()[:rows] for part in branches))
+    return _with_captions(found, None if captions is None else captions.argsort())
 
 
 def _objective_gradients(
@@ -139,7 +174,7 @@ def _objective_gradients(
     log_scale: Tensor,
     check: Callable[[Tensor], None],
     sharded: bool,
-) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
+) -> tuple[dict[str, Tensor], Embeddings, Tensor]:
     """Objective on the global batch; gradients with respect to this process's rows, and to log s."""
     shard = Shard.of(len(local.image), local.image.device)
     given = [embeds if embeds is None or sharded else gather_rows(embeds, list(shard.sizes)) for embeds in local]
@@ -152,6 +187,6 @@ def _objective_gradients(
     wanted = [leaf for leaf in leaves if leaf is not None] + [log_scale]
     found = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
     mine = slice(None) if sharded else shard.rows
-    gradients = [None if leaf is None else next(found)[mine] for leaf in leaves]
+    gradients = Embeddings(*(None if leaf is None else next(found)[mine] for leaf in leaves))
     scale_gradient = shard.sum(next(found)) if sharded else next(found)
     return {key: value.detach() for key, value in outputs.items()}, gradients, scale_gradient

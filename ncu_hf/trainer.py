@@ -43,7 +43,7 @@ from ncu_hf.objectives.base import ReferenceEmbeds, SampleWeights
 from ncu_hf.parameters import freeze, parameter_groups
 from ncu_hf.samples.base import SampleState, Step
 from ncu_hf.sharding import ShardedWeights, check_shardable, full_state, like, load_full_state
-from ncu_hf.step import encode_globally, pad_empty, split_rows, total_loss, two_stage_backward
+from ncu_hf.step import Chunks, encode_globally, pad_empty, split_rows, total_loss, two_stage_backward
 from ncu_hf.step_metrics import RunningMeans
 from ncu_hf.text_batches import caption_lengths
 from ncu_hf.towers import checkpoint_blocks, compile_blocks, lean_towers
@@ -175,7 +175,7 @@ class NCUTrainer(Trainer):
             inputs = self.samples.select(self.model.clip, inputs)
         tensors = {key: inputs[key] for key in MODEL_INPUTS if key in inputs}
         rows = len(tensors["input_ids"])
-        chunks = split_rows(pad_empty(tensors), self.args.chunk_size)
+        chunks = self._chunks(tensors)
         outputs = two_stage_backward(
             partial(self._encode, model),
             chunks,
@@ -191,6 +191,11 @@ class NCUTrainer(Trainer):
         loss = total_loss(outputs)
         self._metrics.add(outputs, samples=loaded * self.args.world_size, wait=self._loader_wait())
         return loss / self.current_gradient_accumulation_steps
+
+    def _chunks(self, tensors: dict[str, Tensor]) -> Chunks:
+        tensors = pad_empty(tensors)
+        lengths = caption_lengths(tensors["input_ids"], self.model.clip.config.text_config.eos_token_id)
+        return split_rows(tensors, self.args.chunk_size, lengths)
 
     def _encode(self, model: nn.Module, chunk: dict[str, Tensor]) -> Any:
         # The ids are read here, while they are on the CPU.
@@ -211,7 +216,7 @@ class NCUTrainer(Trainer):
             return texts["negative_input_ids"]
         return texts["input_ids"]
 
-    def _beside(self, inputs: dict[str, Any], chunks: list[dict[str, Tensor]], rows: int) -> list[Beside]:
+    def _beside(self, inputs: dict[str, Any], chunks: Chunks, rows: int) -> list[Beside]:
         """What the objective takes besides the embeddings of the model."""
         beside: list[Beside] = []
         if self.objective.needs_reference:
@@ -225,7 +230,7 @@ class NCUTrainer(Trainer):
         with self.accelerator.autocast():  # which wraps the forward pass of the whole model, not of a part or a copy
             return self._encode(model, chunk)
 
-    def _step(self, inputs: dict[str, Any], chunks: list[dict[str, Tensor]], rows: int) -> Step:
+    def _step(self, inputs: dict[str, Any], chunks: Chunks, rows: int) -> Step:
         scaler = self.accelerator.scaler
         return Step(
             self.model,

@@ -12,7 +12,6 @@ from benchmark_variants import Setting, ours
 
 from ncu_hf.planning.memory import encoding_bytes, matrix_bytes, parameter_bytes
 from ncu_hf.step import total_loss
-from ncu_hf.text_batches import caption_lengths
 
 _FLOAT = 4
 
@@ -73,7 +72,7 @@ def _computed(setting: Setting, sizes: list[int | None]) -> Iterator[Row]:
     model = setting.lean_model(setting.objective())
     trained = parameter_bytes(model, trainable=True)
     batch, ids = setting.batch["pixel_values"].shape, setting.batch["input_ids"]
-    lengths = caption_lengths(ids, setting.clip.config.text_config.eos_token_id)
+    lengths = sorted(setting.lengths(setting.batch), reverse=True)  # as chunks take them
     losses = losses_bytes(setting)
     for size in sizes:
         rows, chunked = batch[0] if size is None else size, size is not None

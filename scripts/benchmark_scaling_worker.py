@@ -65,7 +65,7 @@ def measure_step(options: argparse.Namespace) -> Row:
     """A whole step of phase 2 under `DistributedDataParallel`, with and without the exchange of gradients."""
     setting = make_setting(options, options.rows)
     objective = setting.objective()
-    model = setting.model(objective)
+    model = setting.lean_model(objective)
     ids = [options.device] if options.device.type == "cuda" else None
     wrapped = DistributedDataParallel(model, device_ids=ids)
     reduced: list[int] = []
@@ -79,7 +79,7 @@ def measure_step(options: argparse.Namespace) -> Row:
     wrapped.register_comm_hook(None, exchange)
 
     def step(context: Callable[[], AbstractContextManager]) -> None:
-        chunks = split_rows(setting.batch, options.chunk)
+        chunks = split_rows(setting.batch, options.chunk, setting.lengths(setting.batch))
         with context():
             two_stage_backward(
                 lambda chunk: setting.encode(wrapped, chunk),

@@ -92,9 +92,13 @@ class Setting(NamedTuple):
         chunk = {key: value.to(self.device, non_blocking=True) for key, value in chunk.items()}
         return {**chunk, "pixel_values": normalize(chunk["pixel_values"], _MEAN, _STD)}
 
+    def lengths(self, chunk: dict[str, Tensor]) -> tuple[int, ...]:
+        """Tokens of each caption."""
+        return caption_lengths(chunk["input_ids"], self.clip.config.text_config.eos_token_id)
+
     def encode(self, model: nn.Module, chunk: dict[str, Tensor]) -> tuple[Embeddings, Tensor]:
         """As `NCUTrainer` does: the lengths of the captions are read while they are in the host's memory."""
-        lengths = caption_lengths(chunk["input_ids"], self.clip.config.text_config.eos_token_id)
+        lengths = self.lengths(chunk)
         chunk = self.moved(chunk)
         with self.autocast():
             return model(chunk["pixel_values"], chunk["input_ids"], chunk["input_ids"], lengths, lengths)
@@ -143,7 +147,7 @@ def ours(setting: Setting, chunk_size: int | None = None, prepare: Callable[[NCU
     def backward() -> None:
         two_stage_backward(
             partial(setting.encode, model),
-            split_rows(setting.batch, chunk_size),
+            split_rows(setting.batch, chunk_size, setting.lengths(setting.batch)),
             losses,
             backward=lambda loss: loss.backward(),
             check=_check_finite,

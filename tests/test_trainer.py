@@ -27,7 +27,7 @@ from ncu_hf.objectives import Objective, build_objectives
 from ncu_hf.phases import make_trainer
 from ncu_hf.recipe import main
 from ncu_hf.run import Run
-from ncu_hf.step import two_stage_backward
+from ncu_hf.step import Chunks, two_stage_backward
 from ncu_hf.trainer import NCUTrainer
 from ncu_hf.workspace import Workspace
 
@@ -347,7 +347,7 @@ def test_a_process_without_rows_takes_part():
 
     two_stage_backward(
         encode,
-        [{"x": torch.ones(1, 3)}],
+        Chunks([{"x": torch.ones(1, 3)}]),
         objective,
         backward=lambda loss: loss.backward(),
         check=lambda loss: None,

@@ -13,6 +13,7 @@ from transformers import CLIPModel
 
 from ncu_hf.modeling import Embeddings, NCUModel
 from ncu_hf.objectives.base import SampleWeights
+from ncu_hf.step import Chunks
 
 Forward = Callable[..., tuple[Embeddings, Tensor]]
 
@@ -28,7 +29,7 @@ class Step(NamedTuple):
             of the run.
         losses (`Callable`): (what the objective takes besides, embeddings..., log s) -> losses, as the step has them.
         check (`Callable`): Raises for a loss that is not finite.
-        chunks (`list[dict]`): The batch.
+        chunks (`Chunks`): The batch.
         rows (`int`): Rows of it that count, 0 where `chunks` hold a row of zeros instead.
         chunk_size (`int`, *optional*): Rows that are encoded at a time.
         max_grad_norm (`float`): Clipping of the gradient; 0 is off.
@@ -41,7 +42,7 @@ class Step(NamedTuple):
     encode: Callable[[Forward, dict[str, Tensor]], tuple[Embeddings, Tensor]]
     losses: Callable[..., dict[str, Tensor]]
     check: Callable[[Tensor], None]
-    chunks: list[dict[str, Tensor]]
+    chunks: Chunks
     rows: int
     chunk_size: int | None
     max_grad_norm: float
