@@ -2,7 +2,7 @@
 
     python scripts/plot_benchmarks.py docs/performance
 
-reads FOLDER/{objective,text,step,memory,scaling}.json, those that are there, and writes a PNG beside each.
+reads FOLDER/{objective,text,step,step_gpu,memory,scaling}.json, those that are there, and writes a PNG beside each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ NAMES = {
     "products": "the three matrix products",
     "longest": "padded to the batch's longest",
     "padded_77": "padded to 77",
+    "ours_compiled": "ours, compiled",
     "floor": "encoding alone (floor)",
+    "floor_compiled": "encoding alone, compiled",
     "plain_clip": "plain CLIP, padded to 77",
     "released": "released structure",
 }
@@ -43,6 +45,7 @@ def main() -> None:
         "objective": draw_objective,
         "text": draw_text,
         "step": draw_step,
+        "step_gpu": draw_step,
         "memory": draw_memory,
         "scaling": draw_scaling,
     }
@@ -53,7 +56,9 @@ def main() -> None:
         try:
             figure = drawers[name](json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(f"{folder / name}.json: is no report of `benchmark.py {name}` ({error!r}).") from error
+            raise InputError(
+                f"{folder / name}.json: is no report of `benchmark.py {name.removesuffix('_gpu')}` ({error!r})."
+            ) from error
         print(save(figure, folder / f"{name}.png"))
 
 
