@@ -10,11 +10,9 @@ from functools import partial
 from itertools import chain
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
-from transformers.activations import QuickGELUActivation
 
 from ncu_hf.errors import InputError, one_of
 from ncu_hf.low_rank import TextTowerUpdates
@@ -24,70 +22,11 @@ from ncu_hf.shared_prefix import attention_of
 # The other ones record CUDA graphs, whose outputs the next call overwrites: a block runs several times a step.
 _MODES = ("default", "max-autotune-no-cudagraphs")
 _VARIANTS = 64
-_QUICK = 1.702  # of QuickGELU
 
 
 def blocks(clip: CLIPModel) -> Iterator[nn.Module]:
     """The blocks of both towers."""
     return chain(clip.text_model.encoder.layers, clip.vision_model.encoder.layers)
-
-
-def lean_towers(clip: CLIPModel) -> None:
-    """Have both towers compute the same with fewer passes over memory. Weights and their names stay.
-
-    On an accelerator most of what is not a matrix product waits for memory; and convolutions whose stride is their
-    kernel, as that of the patches, get code that is made for others.
-    """
-    patches = clip.vision_model.embeddings.patch_embedding
-    if type(patches) is nn.Conv2d and patches.stride == patches.kernel_size:
-        patches.__class__ = _Patches
-    for block in blocks(clip):
-        for norm in (block.layer_norm1, block.layer_norm2):
-            if type(norm) is nn.LayerNorm:
-                norm.__class__ = _LayerNorm
-        if isinstance(block.mlp.activation_fn, QuickGELUActivation):
-            block.mlp.activation_fn = _QuickGELU()
-
-
-class _Patches(nn.Conv2d):
-    """A convolution whose stride is its kernel: one matrix product of all patches."""
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, width, H / patch, W / patch)."""
-        high, wide = self.kernel_size
-        pixels = pixels[..., : pixels.shape[-2] // high * high, : pixels.shape[-1] // wide * wide]
-        cut = pixels.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).permute(0, 2, 4, 1, 3, 5)
-        return F.linear(cut.flatten(3), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-
-
-class _LayerNorm(nn.LayerNorm):
-    """Under autocast, where it computes in float32, its output is cast once, not by each product that reads it."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        device = hidden.device.type
-        normed = super().forward(hidden)
-        return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
-
-
-class _QuickGELU(nn.Module):
-    """x σ(1.702 x), rounded as in transformers; keeps x alone for the backward pass."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return _QuickGELUFunction.apply(hidden)
-
-
-class _QuickGELUFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden)
-        return (_QUICK * hidden).sigmoid_().mul_(hidden)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        (hidden,) = ctx.saved_tensors
-        # The function is silu(1.702 x) / 1.702.
-        return torch.ops.aten.silu_backward(gradient, _QUICK * hidden)
 
 
 def checkpoint_blocks(model: NCUModel) -> None:

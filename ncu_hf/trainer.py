@@ -37,6 +37,7 @@ from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.data import DataHealth, ImageTransform, PairLoader, Skipped, normalize
 from ncu_hf.distributed import Shard, barrier, gather_json
 from ncu_hf.errors import InputError, TrainingStopped
+from ncu_hf.lean_towers import lean_towers
 from ncu_hf.modeling import NCUModel, load_prompt
 from ncu_hf.objectives import Objective
 from ncu_hf.objectives.base import ReferenceEmbeds, SampleWeights
@@ -46,7 +47,7 @@ from ncu_hf.sharding import ShardedWeights, check_shardable, full_state, like, l
 from ncu_hf.step import Chunks, encode_globally, pad_empty, split_rows, total_loss, two_stage_backward
 from ncu_hf.step_metrics import RunningMeans
 from ncu_hf.text_batches import caption_lengths
-from ncu_hf.towers import checkpoint_blocks, compile_blocks, lean_towers
+from ncu_hf.towers import checkpoint_blocks, compile_blocks
 from ncu_hf.transfer import Transfer
 
 DATA_STATE = "data_state.json"

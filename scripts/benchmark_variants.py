@@ -19,12 +19,12 @@ from transformers import CLIPModel
 from ncu_hf.config import MethodArguments
 from ncu_hf.data import normalize
 from ncu_hf.distributed import Shard
+from ncu_hf.lean_towers import lean_towers
 from ncu_hf.modeling import Embeddings, NCUModel, NegativePrompt, NegativePromptConfig
 from ncu_hf.objectives import Objective, build_objectives
 from ncu_hf.parameters import freeze
 from ncu_hf.step import split_rows, two_stage_backward
 from ncu_hf.text_batches import caption_end, caption_lengths
-from ncu_hf.towers import lean_towers
 
 # CLIP's, of the image processor of every released checkpoint.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -14,13 +14,14 @@ from transformers import TrainerCallback
 from ncu_hf.checkpoint import list_checkpoints
 from ncu_hf.config import MethodArguments
 from ncu_hf.errors import InputError
+from ncu_hf.lean_towers import lean_towers
 from ncu_hf.modeling import NCUModel, NegativePrompt, NegativePromptConfig
 from ncu_hf.objectives import build_objectives
 from ncu_hf.parameters import freeze
 from ncu_hf.planning.memory import LiveBytes
 from ncu_hf.planning.phases import step_memory
 from ncu_hf.step import split_rows, two_stage_backward
-from ncu_hf.towers import blocks, checkpoint_blocks, compile_blocks, lean_towers
+from ncu_hf.towers import blocks, checkpoint_blocks, compile_blocks
 from ncu_hf.trainer import NCUTrainer
 
 START, END = 118, 119
