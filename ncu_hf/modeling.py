@@ -98,10 +98,10 @@ class NegativePrompt(PreTrainedModel):
 
 
 class Embeddings(NamedTuple):
-    """Unit vectors of one batch, each (B, D), at least float32; `negative` is `None` where it was not asked for."""
+    """Unit vectors of one batch, each (B, D), at least float32; `None` what was not asked for."""
 
     image: Tensor
-    text: Tensor
+    text: Tensor | None
     negative: Tensor | None
 
 
@@ -157,7 +157,7 @@ class NCUModel(nn.Module):
     def forward(
         self,
         pixel_values: Tensor,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         negative_input_ids: Tensor | None = None,
         lengths: Sequence[int] | None = None,
         negative_lengths: Sequence[int] | None = None,
@@ -166,8 +166,8 @@ class NCUModel(nn.Module):
 
         Args:
             pixel_values (`Tensor`): (B, 3, H, W), normalised.
-            input_ids (`Tensor`): (B, L) captions.
-            negative_input_ids (`Tensor`, *optional*): (B, L') captions whose negatives are wanted.
+            input_ids (`Tensor`, *optional*): (C, L) captions.
+            negative_input_ids (`Tensor`, *optional*): (C, L') captions whose negatives are wanted.
             lengths, negative_lengths (`Sequence[int]`, *optional*): [`caption_lengths`] of the two, which spare the
                 text tower the padding.
 
@@ -176,7 +176,9 @@ class NCUModel(nn.Module):
             that a wrapper such as `DistributedDataParallel` sees it used.
         """
         # Images first: while a GPU works on them, the host gets ahead with the many small kernels of the texts.
-        image, text, negative = self.encode_image(pixel_values), self.encode_text(input_ids, lengths), None
+        image, text, negative = self.encode_image(pixel_values), None, None
+        if input_ids is not None:
+            text = self.encode_text(input_ids, lengths)
         if negative_input_ids is not None:
             negative = self.encode_negative_text(negative_input_ids, negative_lengths)
         return Embeddings(image, text, negative), self.clip.logit_scale

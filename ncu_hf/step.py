@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -25,9 +26,10 @@ class Chunks(NamedTuple):
     """A batch in parts that are encoded one after the other.
 
     Attributes:
-        parts (`list[dict[str, Tensor]]`): Tensors (b, ...). Images are in the order of the batch.
+        parts (`list[dict[str, Tensor]]`): Tensors (b, ...). Images are in the order of the batch. The first parts hold
+            all captions, which need not be those of their images; the last ones may hold images alone.
         captions (`Tensor`, *optional*): (B,) int64, which row of the batch each caption of the parts is of; the order
-            of the batch by default. An image and a caption need not be encoded together.
+            of the batch by default.
     """
 
     parts: list[dict[str, Tensor]]
@@ -40,16 +42,31 @@ def split_rows(batch: dict[str, Tensor], chunk_size: int | None, lengths: Sequen
     Args:
         batch (`dict[str, Tensor]`): Images in `pixel_values`; captions in all others.
         chunk_size (`int`, *optional*): Most rows of a chunk.
-        lengths (`Sequence[int]`, *optional*): Of the captions. With them, captions of like length come together: less
-            of a chunk is padding. The last chunk, which is there while the losses are computed, has the shortest.
+        lengths (`Sequence[int]`, *optional*): Of the captions. With them, captions of like length come together, and
+            more than `chunk_size` of them where that is no more tokens than as many of the longest: less of a chunk is
+            padding, and the text tower is called less often.
     """
     rows = len(next(iter(batch.values())))
-    size, captions = chunk_size or rows, None
-    if lengths is not None and size < rows:
-        captions = torch.tensor(sorted(range(rows), key=lengths.__getitem__, reverse=True))
-        batch = {key: value if key == "pixel_values" else value[captions] for key, value in batch.items()}
-    parts = [{key: value[i : i + size] for key, value in batch.items()} for i in range(0, rows, size)]
-    return Chunks(parts, captions)
+    size = chunk_size or rows
+    if lengths is None or size >= rows:
+        return Chunks([{key: value[i : i + size] for key, value in batch.items()} for i in range(0, rows, size)])
+    order = sorted(range(rows), key=lengths.__getitem__, reverse=True)
+    parts = [{"pixel_values": images} for images in batch["pixel_values"].split(size)]
+    for part, captions in zip(parts, _deal(order, lengths, size * lengths[order[0]]), strict=False):
+        part |= {key: value[captions] for key, value in batch.items() if key != "pixel_values"}
+    return Chunks(parts, torch.tensor(order))
+
+
+def _deal(order: list[int], lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Cut `order` into pieces whose lengths sum to `most` at most."""
+    pieces, tokens = [[]], 0
+    for caption in order:
+        tokens += lengths[caption]
+        if tokens > most:
+            pieces.append([])
+            tokens = lengths[caption]
+        pieces[-1].append(caption)
+    return pieces
 
 
 def two_stage_backward(
@@ -98,20 +115,31 @@ def two_stage_backward(
         encoded = [encode(chunk)[0] for chunk in earlier]
     with torch.enable_grad(), synchronised(not earlier):
         embeddings, log_scale = encode(last)
+    starts = _starts([*encoded, embeddings])
     local = _concatenate([*encoded, embeddings], chunks.captions, rows)
     outputs, gradients, scale_gradient = _objective_gradients(objective, local, log_scale.detach(), check, sharded)
     gradients = _with_captions(gradients, chunks.captions)
 
-    start = sum(len(part.image) for part in encoded)
-    with synchronised(not earlier):
-        backward(_surrogate(embeddings, gradients, start) + log_scale * scale_gradient)
+    surrogate = _surrogate(embeddings, gradients, starts[-1]) + log_scale * scale_gradient
+    images_learn = embeddings.image.requires_grad
+    if surrogate.requires_grad or embeddings.text is not None:
+        with synchronised(not earlier):
+            backward(surrogate)
     for position in reversed(range(len(earlier))):
-        start -= len(encoded[position].image)
+        if encoded[position].text is None and not images_learn:
+            continue
         with synchronised(position == 0):
             embeddings, log_scale = encode(earlier[position])
-            # Every parameter has a part in every pass, as `DistributedDataParallel` expects.
-            backward(_surrogate(embeddings, gradients, start) + log_scale * 0)
+            # Every parameter has a part in the first chunk, as `DistributedDataParallel` expects of a pass that it
+            # synchronises.
+            backward(_surrogate(embeddings, gradients, starts[position]) + log_scale * 0)
     return outputs
+
+
+def _starts(parts: Sequence[Embeddings]) -> list[list[int]]:
+    """Of each part and branch, the number of rows in the parts before it."""
+    sizes = ([0 if embeds is None else len(embeds) for embeds in branch] for branch in zip(*parts, strict=True))
+    return list(zip(*([0, *accumulate(of_parts)][:-1] for of_parts in sizes), strict=True))
 
 
 def _with_captions(embeddings: Embeddings, order: Tensor | None) -> Embeddings:
@@ -122,11 +150,11 @@ def _with_captions(embeddings: Embeddings, order: Tensor | None) -> Embeddings:
     return Embeddings(embeddings.image, *(None if own is None else own[order] for own in embeddings[1:]))
 
 
-def _surrogate(embeddings: Embeddings, gradients: Embeddings, start: int) -> Tensor:
-    """A scalar whose gradient is W times that of the loss, with respect to the rows from `start` on."""
+def _surrogate(embeddings: Embeddings, gradients: Embeddings, starts: Sequence[int]) -> Tensor:
+    """A scalar whose gradient is W times that of the loss, with respect to rows from each branch's start on."""
     _, processes = world()
     total = 0
-    for embeds, gradient in zip(embeddings, gradients, strict=True):
+    for embeds, gradient, start in zip(embeddings, gradients, starts, strict=True):
         if embeds is not None:
             own = gradient[start : start + len(embeds)]
             total = total + processes * (embeds[: len(own)] * own).sum()
@@ -163,8 +191,8 @@ def encode_globally(encode: Encode, chunks: Chunks, rows: int | None = None) -> 
 
 def _concatenate(parts: Sequence[Embeddings], captions: Tensor | None, rows: int | None) -> Embeddings:
     """The first `rows` rows of the parts together, in the order of the batch, detached."""
-    branches = zip(*parts, strict=True)
-    found = Embeddings(*(None if part[0] is None else torch.cat(part).detach()[:rows] for part in branches))
+    branches = ([embeds for embeds in branch if embeds is not None] for branch in zip(*parts, strict=True))
+    found = Embeddings(*(torch.cat(branch).detach()[:rows] if branch else None for branch in branches))
     return _with_captions(found, None if captions is None else captions.argsort())
 
 

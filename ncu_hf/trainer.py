@@ -205,17 +205,17 @@ class NCUTrainer(Trainer):
         chunk = self._transfer(chunk)
         pixel_values = normalize(chunk["pixel_values"], *self._normalization).to(self.model.clip.dtype)
         return model(
-            *(pixel_values, chunk["input_ids"], self._of_negatives(chunk)),
-            *(lengths["input_ids"], self._of_negatives(lengths)),
+            *(pixel_values, chunk.get("input_ids"), self._of_negatives(chunk)),
+            *(lengths.get("input_ids"), self._of_negatives(lengths)),
         )
 
     def _of_negatives(self, texts: dict[str, Any]) -> Any:
-        """The entry of the texts whose negatives are encoded."""
+        """The entry of the texts whose negatives are encoded, if there is one."""
         if not self.objective.needs_negative_text:
             return None
         if "negative_input_ids" in texts or not self.objective.needs_prompt:
-            return texts["negative_input_ids"]
-        return texts["input_ids"]
+            return texts.get("negative_input_ids")
+        return texts.get("input_ids")
 
     def _beside(self, inputs: dict[str, Any], chunks: Chunks, rows: int) -> list[Beside]:
         """What the objective takes besides the embeddings of the model."""

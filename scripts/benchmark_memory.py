@@ -11,7 +11,7 @@ from benchmark_timing import Benchmark, Row, Tables, medians
 from benchmark_variants import Setting, ours
 
 from ncu_hf.planning.memory import encoding_bytes, matrix_bytes, parameter_bytes
-from ncu_hf.step import total_loss
+from ncu_hf.step import split_rows, total_loss
 
 _FLOAT = 4
 
@@ -71,13 +71,12 @@ def _measured(setting: Setting, sizes: list[int | None], options: argparse.Names
 def _computed(setting: Setting, sizes: list[int | None]) -> Iterator[Row]:
     model = setting.lean_model(setting.objective())
     trained = parameter_bytes(model, trainable=True)
-    batch, ids = setting.batch["pixel_values"].shape, setting.batch["input_ids"]
-    lengths = sorted(setting.lengths(setting.batch), reverse=True)  # as chunks take them
     losses = losses_bytes(setting)
     for size in sizes:
-        rows, chunked = batch[0] if size is None else size, size is not None
-        shape = (rows, *batch[1:])
-        taken = encoding_bytes(model, shape, ids.shape[1], True, setting.bf16, chunked, lengths[:rows])
+        largest = split_rows(setting.batch, size, setting.lengths(setting.batch)).parts[0]
+        shape, tokens = largest["pixel_values"].shape, largest["input_ids"].shape[1]
+        lengths = setting.lengths(largest)
+        taken = encoding_bytes(model, shape, tokens, True, setting.bf16, size is not None, lengths)
         # The losses come beside the activations of the last chunk.
         yield _case(setting, size, parameter_bytes(model) + 2 * trained, taken + losses)
 

@@ -98,10 +98,11 @@ class Setting(NamedTuple):
 
     def encode(self, model: nn.Module, chunk: dict[str, Tensor]) -> tuple[Embeddings, Tensor]:
         """As `NCUTrainer` does: the lengths of the captions are read while they are in the host's memory."""
-        lengths = self.lengths(chunk)
+        lengths = self.lengths(chunk) if "input_ids" in chunk else None
         chunk = self.moved(chunk)
+        captions = chunk.get("input_ids")
         with self.autocast():
-            return model(chunk["pixel_values"], chunk["input_ids"], chunk["input_ids"], lengths, lengths)
+            return model(chunk["pixel_values"], captions, captions, lengths, lengths)
 
 
 @dataclass

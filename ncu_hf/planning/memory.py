@@ -102,13 +102,13 @@ def encoding_bytes(
         negative (`bool`): Negatives are encoded too.
         half (`bool`): Under autocast.
         accumulating (`bool`): As in [`backward_bytes`].
-        lengths (`Sequence[int]`, *optional*): Of each caption, at most `tokens`, which all are long otherwise.
+        lengths (`Sequence[int]`, *optional*): Of each caption, at most `tokens`; B captions of `tokens` otherwise.
     """
     with FakeTensorMode() as fake:
         named = chain(model.named_parameters(), model.named_buffers())
         weights = {name: fake.from_tensor(tensor) for name, tensor in named}
         levels = torch.empty(pixels, dtype=torch.uint8)
-        captions = torch.ones(pixels[0], tokens, dtype=torch.int64)
+        captions = torch.ones(pixels[0] if lengths is None else len(lengths), tokens, dtype=torch.int64)
         # The CPU's autocast stands for that of an accelerator, which takes the same matrix products in half precision.
         with LiveBytes(weights.values()) as live, torch.autocast("cpu", torch.bfloat16, enabled=half):
             for weight in weights.values():
