@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -109,7 +110,7 @@ def draw_memory(report: Report) -> Figure:
     """Memory of a step over the batch, a line for each size of the chunks."""
     figure = Figure(figsize=(5.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    rows = sorted(report["steps"], key=lambda row: (str(row["chunk"]), row["batch"]))
+    rows = sorted(report["steps"], key=lambda row: (math.inf if row["chunk"] == "none" else row["chunk"], row["batch"]))
     for colour, (chunk, group) in zip(LINES, groupby(rows, key=lambda row: row["chunk"]), strict=False):
         known = [row for row in group if row["step_gib"] is not None]
         label = "no chunks" if chunk == "none" else f"chunks of {chunk}"
