@@ -90,3 +90,28 @@ def test_each_row_gets_its_own_gradient(size, batch):
     numbers = batch["input_ids"]
     expected = [3 * (places * numbers).sum(), ((places**2 - places**3) * numbers).sum()]
     torch.testing.assert_close(weights.grad, torch.stack(expected))
+
+
+@pytest.mark.parametrize("images_learn", [True, False])
+def test_images_alone_are_encoded_again_only_to_learn(images_learn, batch):
+    """Seven chunks of one image, of which the first five have all captions."""
+    weights, calls = torch.ones(2, requires_grad=True), []
+
+    def encode(chunk: dict[str, Tensor]) -> tuple[Embeddings, Tensor]:
+        calls.append("input_ids" in chunk)
+        embeddings, _ = encoder(weights)(chunk)
+        image = embeddings.image if images_learn else embeddings.image.detach()
+        return embeddings._replace(image=image), torch.tensor(0.5)
+
+    chunks = split_rows(batch, 1, LENGTHS)
+    assert ["input_ids" in part for part in chunks.parts] == 5 * [True] + 2 * [False]
+    two_stage_backward(
+        encode,
+        chunks,
+        lambda image, text, negative, *_: {"some_loss": (image * text).sum()},
+        backward=lambda loss: loss.backward(),
+        check=lambda loss: None,
+    )
+    assert calls == 5 * [True] + 2 * [False] + images_learn * [False] + 5 * [True]
+    numbers = batch["input_ids"]
+    assert weights.grad.tolist() == [3 * images_learn * numbers.square().sum(), 3 * numbers.square().sum()]
