@@ -60,12 +60,17 @@ def gradients(phase: int, chunk_size: int | None, sharded: bool) -> tuple[dict[s
     model.clip.text_model.register_forward_hook(lambda *_: calls.append(1))
 
     def encode(chunk: dict[str, torch.Tensor]):
-        lengths = caption_lengths(chunk["input_ids"], END)
-        return model(chunk["pixel_values"], chunk["input_ids"], chunk["input_ids"], lengths, lengths)
+        ids = chunk.get("input_ids")
+        lengths = None if ids is None else caption_lengths(ids, END)
+        return model(chunk["pixel_values"], ids, ids, lengths, lengths)
 
+    batch = make_batch(world()[0])
+    # In chunks, those of the first process all have captions, and the last one of the others has none.
+    chunks = split_rows(batch, chunk_size, caption_lengths(batch["input_ids"], END))
+    assert chunk_size is None or ("input_ids" in chunks.parts[-1]) == (world()[0] == 0)
     two_stage_backward(
         encode,
-        split_rows(make_batch(world()[0]), chunk_size),
+        chunks,
         objective,
         backward=lambda loss: loss.backward(),
         check=lambda loss: None,
