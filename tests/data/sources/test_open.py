@@ -15,7 +15,7 @@ from ncu_hf.data.sources.open import check_readable, open_pairs
 from ncu_hf.data.sources.stream_source import StreamSource
 from ncu_hf.errors import InputError
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
