@@ -27,7 +27,7 @@ def empty_matrix(rows: int, columns: int, like: Tensor) -> Tensor:
 def row_blocks(matrix: Tensor) -> Iterator[slice]:
     """Slices of the rows of a matrix (B, C), one after the other, that are worked on at once."""
     entries = _BLOCK_CPU if matrix.device.type == "cpu" else min(_BLOCK, -(-matrix.numel() // _FEWEST_BLOCKS))
-    rows = max(1, entries // max(matrix.shape[1], 1))
+    rows = max(1, entries // matrix.shape[1])
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
 
 

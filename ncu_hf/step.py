@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -115,8 +114,8 @@ def two_stage_backward(
         encoded = [encode(chunk)[0] for chunk in earlier]
     with torch.enable_grad(), synchronised(not earlier):
         embeddings, log_scale = encode(last)
-    starts = _starts([*encoded, embeddings])
-    local = _concatenate([*encoded, embeddings], chunks.captions, rows)
+    parts = [*encoded, embeddings]
+    starts, local = _starts(parts), _concatenate(parts, chunks.captions, rows)
     outputs, gradients, scale_gradient = _objective_gradients(objective, local, log_scale.detach(), check, sharded)
     gradients = _with_captions(gradients, chunks.captions)
 
@@ -136,10 +135,13 @@ def two_stage_backward(
     return outputs
 
 
-def _starts(parts: Sequence[Embeddings]) -> list[list[int]]:
-    """Of each part and branch, the number of rows in the parts before it."""
-    sizes = ([0 if embeds is None else len(embeds) for embeds in branch] for branch in zip(*parts, strict=True))
-    return list(zip(*([0, *accumulate(of_parts)][:-1] for of_parts in sizes), strict=True))
+def _starts(parts: Sequence[Embeddings]) -> list[tuple[int, ...]]:
+    """Of each part, how many rows of each branch come before it."""
+    starts = [(0, 0, 0)]
+    for part in parts[:-1]:
+        sizes = (0 if embeds is None else len(embeds) for embeds in part)
+        starts.append(tuple(start + size for start, size in zip(starts[-1], sizes, strict=True)))
+    return starts
 
 
 def _with_captions(embeddings: Embeddings, order: Tensor | None) -> Embeddings:

@@ -194,14 +194,15 @@ class NCUTrainer(Trainer):
         return loss / self.current_gradient_accumulation_steps
 
     def _chunks(self, tensors: dict[str, Tensor]) -> Chunks:
-        tensors = pad_empty(tensors)
-        lengths = caption_lengths(tensors["input_ids"], self.model.clip.config.text_config.eos_token_id)
-        return split_rows(tensors, self.args.chunk_size, lengths)
+        tensors, size = pad_empty(tensors), self.args.chunk_size
+        return split_rows(tensors, size, None if size is None else self._lengths(tensors["input_ids"]))
+
+    def _lengths(self, ids: Tensor) -> tuple[int, ...]:
+        return caption_lengths(ids, self.model.clip.config.text_config.eos_token_id)
 
     def _encode(self, model: nn.Module, chunk: dict[str, Tensor]) -> Any:
         # The ids are read here, while they are on the CPU.
-        eos_token_id = self.model.clip.config.text_config.eos_token_id
-        lengths = {key: caption_lengths(chunk[key], eos_token_id) for key in TEXT_INPUTS if key in chunk}
+        lengths = {key: self._lengths(chunk[key]) for key in TEXT_INPUTS if key in chunk}
         chunk = self._transfer(chunk)
         pixel_values = normalize(chunk["pixel_values"], *self._normalization).to(self.model.clip.dtype)
         return model(

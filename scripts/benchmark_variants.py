@@ -148,7 +148,7 @@ def ours(setting: Setting, chunk_size: int | None = None, prepare: Callable[[NCU
     def backward() -> None:
         two_stage_backward(
             partial(setting.encode, model),
-            split_rows(setting.batch, chunk_size, setting.lengths(setting.batch)),
+            split_rows(setting.batch, chunk_size, None if chunk_size is None else setting.lengths(setting.batch)),
             losses,
             backward=lambda loss: loss.backward(),
             check=_check_finite,
