@@ -104,9 +104,9 @@ def encoding_bytes(
         accumulating (`bool`): As in [`backward_bytes`].
         lengths (`Sequence[int]`, *optional*): Of each caption, at most `tokens`; B captions of `tokens` otherwise.
     """
-    with FakeTensorMode() as fake:
+    with FakeTensorMode():
         named = chain(model.named_parameters(), model.named_buffers())
-        weights = {name: fake.from_tensor(tensor) for name, tensor in named}
+        weights = {name: _like_on_cpu(tensor) for name, tensor in named}
         levels = torch.empty(pixels, dtype=torch.uint8)
         captions = torch.ones(pixels[0] if lengths is None else len(lengths), tokens, dtype=torch.int64)
         # The CPU's autocast stands for that of an accelerator, which takes the same matrix products in half precision.
@@ -118,6 +118,11 @@ def encoding_bytes(
             weights = {f"model.{name}": weight for name, weight in weights.items()}
             torch.func.functional_call(_Backward(model.train()), weights, inputs)
     return live.peak
+
+
+def _like_on_cpu(tensor: Tensor) -> Tensor:
+    how = {"dtype": tensor.dtype, "requires_grad": tensor.requires_grad}
+    return torch.empty_strided(tensor.shape, tensor.stride(), **how)
 
 
 class _Backward(nn.Module):

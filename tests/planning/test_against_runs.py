@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from ncu_hf.cli import parse_arguments
+from ncu_hf.modeling import NCUModel
 from ncu_hf.objectives import build_objectives
 from ncu_hf.phases import make_trainer
 from ncu_hf.planning import make_plan
-from ncu_hf.planning.memory import LiveBytes, matrix_bytes
+from ncu_hf.planning.memory import LiveBytes, encoding_bytes, matrix_bytes
 from ncu_hf.planning.phases import PhasePlan
 from ncu_hf.run import Run
 
@@ -77,6 +78,15 @@ def memory_taken(run: Run, folder: Path) -> Iterator[tuple[PhasePlan, int]]:
         with LiveBytes([*weights, *trainer.model.buffers()]) as live:
             trainer.train()
         yield phase, live.peak + sum(weight.nbytes for weight in weights)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_memory_does_not_depend_on_where_the_model_lies(half, make_clip):
+    here, elsewhere = (
+        encoding_bytes(NCUModel(make_clip().to(device)), (4, 3, 32, 32), 12, False, half, False)
+        for device in ("cpu", "meta")
+    )
+    assert elsewhere == here > 0
 
 
 @pytest.mark.parametrize("formulation", ["released", "paper"])
