@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ncu_hf.transport.kernel import ScaledKernel
 
-_BLOCK = 10  # iterations whose end is looked for at once; on an accelerator, conjugate steps between two looks
+_BLOCK = 10  # iterations whose end is looked for at once
+_CONJUGATE_BLOCK = 4  # conjugate steps between two looks at an accelerator; a Newton step takes about eight
 _WARM_UP = 4  # plain iterations before Newton steps and after a damped one
 _MAX_CONJUGATE_STEPS = 100
 _ACCURACY = 0.3  # of a Newton direction, at most; the root of the error where that is less
@@ -296,21 +297,22 @@ def _newton_direction(kernel: ScaledKernel, at: _Point, accuracy: float, toleran
 
     def step() -> Tensor:
         nonlocal search, power, done
-        image = row_sums * search - u * kernel.row_products(weights * kernel.column_products(u * search))
+        products = kernel.row_products(weights * kernel.column_products(u * search))
+        image = torch.addcmul(row_sums * search, u, products, value=-1)
         curvature = total(search @ image)
         # A curvature lost in rounding ends the solve: the steps so far are a descent direction already.
         done = done | (curvature <= 0)
         length = torch.where(done, 0.0, power / curvature)
-        solution.add_(search * length)
-        rest.sub_(image * length)
+        solution.addcmul_(search, length)
+        rest.addcmul_(image, length, value=-1)
         scaled = rest / diagonal
         new_power, left = total(torch.stack([rest @ scaled, rest.abs().sum()]))
         done = done | (left < goal) | (new_power <= 0)
-        search = torch.where(done, search, scaled + search * (new_power / power))
+        search = torch.where(done, search, torch.addcmul(scaled, search, new_power / power))
         power = torch.where(done, power, new_power)
         return done
 
-    _until_flagged(step, limit, u.device, block=1 if u.device.type == "cpu" else _BLOCK)
+    _until_flagged(step, limit, u.device, block=1 if u.device.type == "cpu" else _CONJUGATE_BLOCK)
     return solution.clamp_(-_LARGEST_STEP, _LARGEST_STEP)
 
 

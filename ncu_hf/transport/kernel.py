@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad, threshold_
 
 from ncu_hf.distributed import Shard
-from ncu_hf.partitions import empty_matrix
+from ncu_hf.partitions import empty_matrix, row_blocks
 
 # Products with the kernel are batched over blocks of rows: the CPU matrix-vector product of torch runs on one thread, a
 # batch of them on all; and a sum over few rows, then over blocks, carries less rounding error than one over all rows.
 _FEWEST_BLOCKS, _MOST_ROWS = 8, 128
-_DIAGONAL_ROWS = 128  # rows at a time in `schur_diagonal`: a chunk stays in the caches
 
 
 class ScaledKernel:
@@ -142,9 +141,9 @@ class ScaledKernel:
         """
         self.products += 3  # its measured cost
         weights = v.square() / self.b
-        sums, rest = torch.empty_like(u), v.new_empty(_DIAGONAL_ROWS, len(v))
-        for start in range(0, len(u), _DIAGONAL_ROWS):
-            rows = slice(start, start + _DIAGONAL_ROWS)
+        blocks = list(row_blocks(self.padded))
+        sums, rest = torch.empty_like(u), torch.empty_like(self.padded[blocks[0]])
+        for rows in blocks:
             kernel = self.padded[rows]
             own = torch.mul(kernel, u[rows, None], out=rest[: len(kernel)])
             torch.sum(torch.addcmul(v, own, weights, value=-1, out=own).mul_(kernel), dim=1, out=sums[rows])
