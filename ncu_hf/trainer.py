@@ -260,10 +260,12 @@ class NCUTrainer(Trainer):
         """The objective, on embeddings that it is made for."""
         if not shard.n:
             return {"empty_loss": 0 * log_scale}  # no record of the global batch could be used: nothing is learned
-        total = shard.sum(log_scale + sum(embeds.sum() for embeds in (image, text, negative) if embeds is not None))
-        if not torch.isfinite(total):
-            return {"embedding_loss": total}  # the transport solver would refuse it with less to say than `_check_loss`
-        return self.objective(image, text, negative, log_scale, *beside, *([shard] if self.objective.sharded else []))
+        outputs = self.objective(
+            image, text, negative, log_scale, *beside, *([shard] if self.objective.sharded else [])
+        )
+        # An objective may drop a pair whose embedding is not a number, and must not: this is none then, and 0 else.
+        total = shard.sum(sum(embeds.detach().sum() for embeds in (image, text, negative) if embeds is not None))
+        return {key: value + 0 * total if key.endswith("_loss") else value for key, value in outputs.items()}
 
     def _loader_wait(self) -> float:
         return self.callback_handler.train_dataloader.last_wait_seconds

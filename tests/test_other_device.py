@@ -68,6 +68,14 @@ def test_half_precision(start, command, load_plain, tmp_path):
     assert all(weight.isfinite().all() for weight in load_plain(tmp_path / "run").parameters())
 
 
+def test_the_losses_read_nothing_before_their_iterations_are_queued(start):
+    """A GPU can then be at work on the towers while the host is there already."""
+    found = json.loads(start(False, "tests/workers/reads.py"))
+    assert len(found["products"]) >= 200
+    assert min(found["reads"]) > max(found["products"])
+    assert len(found["reads"]) <= 3
+
+
 def test_a_killed_run_goes_on(start, command, distance, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     start(False, "recipes/ncu.py", *command(whole, use_cpu=None, save_total_limit=9))

@@ -17,7 +17,7 @@ from transformers.integrations import integration_utils
 
 from ncu_hf.checkpoint import list_checkpoints
 from ncu_hf.cli import parse_arguments
-from ncu_hf.config import MethodArguments
+from ncu_hf.config import FORMULATIONS, MethodArguments
 from ncu_hf.data import BadRecord, TooManyBadRecords, collator, open_pairs
 from ncu_hf.data.loader.split import sealed
 from ncu_hf.errors import TrainingStopped
@@ -376,6 +376,24 @@ def test_nan_in_a_weight_stops_before_the_step(trainer_of):
     assert json.loads((folder / "non_finite_batch.json").read_text()) == {"step": 1, "keys": keys}
     assert observer.gradients == []
     assert_same(state_of(trainer), before)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("branch", Embeddings._fields)
+def test_nan_in_one_embedding_stops(branch, phase, formulation, trainer_of):
+    trainer, observer = trainer_of(phase, formulation=formulation)
+    encode = trainer._encode
+
+    def spoilt(*inputs):
+        embeddings, log_scale = encode(*inputs)
+        row = torch.arange(len(embeddings.image))[:, None] == 3
+        return embeddings._replace(**{branch: getattr(embeddings, branch).masked_fill(row, math.nan)}), log_scale
+
+    trainer._encode = spoilt
+    with pytest.raises(TrainingStopped, match="the loss is nan at step 1"):
+        trainer.train()
+    assert observer.gradients == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ncu_hf.distributed import Shard
 from ncu_hf.partitions import row_blocks
-from ncu_hf.transport import TransportPlan, solve_transport, solve_transport_both_ways
+from ncu_hf.transport import NotFiniteCost, TransportPlan, solve_transport, solve_transport_both_ways
 
 # Marginal error of a converged plan, for the `paper` formulation.
 CONVERGED = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -136,14 +136,17 @@ def refine_alignment(
     mask = transport_mask(forget, similarity.shape[1], shard)
     cost = 1 - similarity
     options = {"entropy": entropy, "shard": shard}
-    if formulation == "released":
-        highest = cost.amax() if len(cost) else cost.new_tensor(-torch.inf)
-        cost /= shard.largest(highest).clamp(min=torch.finfo(cost.dtype).tiny)
-        row_plan, column_plan = solve_transport_both_ways(cost, mask, **options)
-    else:
-        tolerance = CONVERGED[similarity.dtype]
-        row_plan = solve_transport(cost, mask, stop="marginal", tolerance=tolerance, **options)
-        column_plan = row_plan
+    try:
+        if formulation == "released":
+            highest = cost.amax() if len(cost) else cost.new_tensor(-torch.inf)
+            cost /= shard.largest(highest).clamp(min=torch.finfo(cost.dtype).tiny)
+            row_plan, column_plan = solve_transport_both_ways(cost, mask, **options)
+        else:
+            tolerance = CONVERGED[similarity.dtype]
+            row_plan = solve_transport(cost, mask, stop="marginal", tolerance=tolerance, **options)
+            column_plan = row_plan
+    except NotFiniteCost:  # nor is the loss finite then, whatever the targets
+        return hard_alignment(similarity, forget, formulation, shard)
     return mixed(row_plan, column_plan, similarity, forget, plan_weight, formulation, shard)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ncu_hf.transport.kernel import ScaledKernel
 
 _BLOCK = 10  # iterations whose end is looked for at once
+_AHEAD = 10  # blocks that an accelerator is given before the end of the first is waited for; all of the released rule's
 _CONJUGATE_BLOCK = 4  # conjugate steps between two looks at an accelerator; a Newton step takes about eight
 _WARM_UP = 4  # plain iterations before Newton steps and after a damped one
 _MAX_CONJUGATE_STEPS = 100
@@ -24,13 +25,15 @@ _LEVEL_TOLERANCE = 1e-3  # marginal error at which annealing goes on to the next
 _DIRECT_RANGE = 64.0  # (max C - min C) / ε up to which no annealing is needed
 
 
-def _until_flagged(step: Callable[[], Tensor], limit: int, device: torch.device, block: int = 1) -> None:
+def _until_flagged(
+    step: Callable[[], Tensor], limit: int, device: torch.device, block: int = 1, ahead: int = 1
+) -> None:
     """Call `step` until the flag it returns is set, at most `limit` times; it must change nothing once that is so.
 
-    The flag is looked at once a block of calls; that of an accelerator when the next block is on its way, so that the
-    device does not wait for the host. All processes call `step` equally often, as its flag is the same on all.
+    The flag is looked at once a block of calls; that of an accelerator when so many more blocks are on their way, so
+    that the device does not wait for the host. All processes call `step` equally often, as its flag is the same on all.
     """
-    lag = 0 if device.type == "cpu" else 1
+    lag = 0 if device.type == "cpu" else ahead
     looks: list[Callable[[], bool]] = []
     for start in range(0, limit, block):
         for _ in range(min(block, limit - start)):
@@ -113,7 +116,7 @@ class _PlainIterations:
 
     def run(self) -> None:
         """Iterate until no solution can go on."""
-        _until_flagged(self, -(-self.limit // _BLOCK), self.u.device)
+        _until_flagged(self, -(-self.limit // _BLOCK), self.u.device, ahead=_AHEAD)
 
     def __call__(self) -> Tensor:
         size = min(_BLOCK, self.limit)

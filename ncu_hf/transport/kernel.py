@@ -39,9 +39,6 @@ class ScaledKernel:
         column_weights (`torch.Tensor`): (C,), likewise.
         entropy (`float`): ε > 0 in units of cost.
         shard (`Shard`): Whose rows these are.
-
-    Raises:
-        ValueError: all cells are closed.
     """
 
     def __init__(
@@ -68,11 +65,19 @@ class ScaledKernel:
         self.g, idle = _potential(shard.largest(exponent.add_(self.f[:, None]).amax(0)))
         column_marginals = column_weights.masked_fill(idle, 0)
         self.column_marginals = column_marginals / column_marginals.sum()
-        if idle.all():
-            raise ValueError("mask closes every cell: there is nothing to transport.")
+        self._all_closed = idle.all()
         self.a, self.idle_rows = _idle(self.row_marginals)
         self.b, self.idle_columns = _idle(self.column_marginals)
         self._exponentiate(exponent.add_(self.g))
+
+    def check_open(self) -> None:
+        """Waits for the device.
+
+        Raises:
+            ValueError: all cells are closed.
+        """
+        if self._all_closed:
+            raise ValueError("mask closes every cell: there is nothing to transport.")
 
     def _hold(self, entries: Tensor, blocks: int) -> None:
         """Let `entries` (padded R, C) be those of the kernel, in so many blocks of rows."""

@@ -18,6 +18,10 @@ _RULES = {  # default tolerance and iterations of each stop rule
 }
 
 
+class NotFiniteCost(ValueError):
+    """A cost that no plan can be found for."""
+
+
 @dataclass(frozen=True)
 class TransportPlan:
     """What `solve_transport` reached.
@@ -96,8 +100,9 @@ def solve_transport(
         `TransportPlan`: with the plan of these rows, in float64 for a float64 cost, else in float32.
 
     Raises:
-        ValueError: shapes that disagree, a cost that is not finite, marginals that are not positive, a mask that
-            is not 0/1 or closes every cell, or an option out of range.
+        NotFiniteCost: a cost that is not finite; a `ValueError` too.
+        ValueError: shapes that disagree, marginals that are not positive, a mask that is not 0/1 or closes every cell,
+            or an option out of range.
     """
     if stop not in _RULES:
         raise ValueError(f"stop: unknown rule {stop!r}. Known: {', '.join(_RULES)}.")
@@ -106,14 +111,16 @@ def solve_transport(
     max_iterations = default_iterations if max_iterations is None else max_iterations
     _check_options(entropy, tolerance, max_iterations)
     shard = Shard.whole(cost.shape[0]) if shard is None else shard
-    cost, spread = _solvable(cost, shard)
-    levels = annealing_levels(spread, entropy) if stop == "marginal" else [entropy]
+    cost, extremes = _solvable(cost, shard)
     # Autocast would carry out the products in half precision.
     with torch.autocast(cost.device.type, enabled=False):
-        kernel = _kernel(cost, mask, row_marginals, column_marginals, levels[0], shard)
         if stop == "potential":
-            (plan,) = _by_potential(kernel, tolerance, max_iterations, columns_first=[False])
+            kernel = _kernel(cost, mask, row_marginals, column_marginals, entropy, shard)
+            (plan,) = _by_potential(kernel, extremes, tolerance, max_iterations, columns_first=[False])
             return plan
+        levels = annealing_levels(_finite_spread(extremes), entropy)
+        kernel = _kernel(cost, mask, row_marginals, column_marginals, levels[0], shard)
+        kernel.check_open()
         return _by_marginal(kernel, levels, tolerance, max_iterations)
 
 
@@ -134,15 +141,16 @@ def solve_transport_both_ways(
         `cost`, of `solve_transport(cost.T, mask.T)`: it fits columns first and watches their potential.
 
     Raises:
-        ValueError: As [`solve_transport`].
+        NotFiniteCost, ValueError: As [`solve_transport`].
     """
     tolerance, max_iterations = _RULES["potential"]
     _check_options(entropy, tolerance, max_iterations)
     shard = Shard.whole(cost.shape[0]) if shard is None else shard
-    cost, _ = _solvable(cost, shard)
+    cost, extremes = _solvable(cost, shard)
     with torch.autocast(cost.device.type, enabled=False):
         kernel = _kernel(cost, mask, None, None, entropy, shard)
-        rows_first, columns_first = _by_potential(kernel, tolerance, max_iterations, columns_first=[False, True])
+        sides = [False, True]
+        rows_first, columns_first = _by_potential(kernel, extremes, tolerance, max_iterations, columns_first=sides)
     return rows_first, columns_first
 
 
@@ -160,10 +168,13 @@ def _kernel(
 
 
 def _by_potential(
-    kernel: ScaledKernel, tolerance: float, max_iterations: int, columns_first: list[bool]
+    kernel: ScaledKernel, extremes: Tensor, tolerance: float, max_iterations: int, columns_first: list[bool]
 ) -> list[TransportPlan]:
-    found = []
-    for reached, iterations, stopped in plain(kernel, tolerance, max_iterations, columns_first):
+    found, results = [], plain(kernel, tolerance, max_iterations, columns_first)
+    # Checked now: what the device worked on when the solve began need not be done before the host gets here.
+    _finite_spread(extremes)
+    kernel.check_open()
+    for reached, iterations, stopped in results:
         plan = reached.into_plan(refit=False)
         found.append(TransportPlan(plan, *reached.measured(plan), iterations, stopped))
     return found
@@ -187,22 +198,23 @@ def _check_options(entropy: float, tolerance: float, max_iterations: int) -> Non
         raise ValueError(f"max_iterations must be at least 1, not {max_iterations}.")
 
 
-def _solvable(cost: Tensor, shard: Shard) -> tuple[Tensor, float]:
-    """The cost, checked, in a precision that can be solved, and how far its extremes are apart."""
+def _solvable(cost: Tensor, shard: Shard) -> tuple[Tensor, Tensor]:
+    """The cost in a precision that can be solved, and what [`_finite_spread`] judges."""
     if cost.dim() != 2 or shard.n * cost.shape[1] == 0:
         raise ValueError(f"cost must be a matrix with at least one row and column, not of shape {tuple(cost.shape)}.")
     if not cost.is_floating_point():
         raise ValueError(f"cost must be of a float type, not {cost.dtype}.")
     cost = cost.detach() if cost.dtype in (torch.float32, torch.float64) else cost.detach().float()
-    return cost, _finite_spread(cost, shard)
-
-
-def _finite_spread(cost: Tensor, shard: Shard) -> float:
     # The extremes see every NaN and infinity and allocate nothing (`aminmax` would copy a transposed cost).
     own = torch.stack([-cost.amin(), cost.amax()]) if cost.numel() else cost.new_full((2,), -torch.inf)
-    lowest, highest = (sign * extreme for sign, extreme in zip((-1, 1), shard.largest(own).tolist(), strict=True))
+    return cost, shard.largest(torch.where(own.isnan(), torch.inf, own))  # a maximum over processes may lose a NaN
+
+
+def _finite_spread(extremes: Tensor) -> float:
+    """How far the least and the greatest cost are apart, given (2,) the negative of one and the other."""
+    lowest, highest = (sign * extreme for sign, extreme in zip((-1, 1), extremes.tolist(), strict=True))
     if not (math.isfinite(lowest) and math.isfinite(highest)):
-        raise ValueError(f"cost must be finite, closed cells too: its extremes are {lowest} and {highest}.")
+        raise NotFiniteCost(f"cost must be finite, closed cells too: its extremes are {lowest} and {highest}.")
     return highest - lowest
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ncu_hf.config import MethodArguments
+from ncu_hf.config import FORMULATIONS, MethodArguments
 from ncu_hf.errors import InputError
 from ncu_hf.objectives import METHODS, Objective, build_objectives
 from ncu_hf.objectives.base import ReferenceEmbeds, SampleWeights
@@ -47,18 +47,22 @@ def phases_of(method: str) -> list[Objective]:
 # Settings
 
 
+def batch(objective: Objective, generator: torch.Generator) -> list[Any]:
+    """What the objective takes of 20 pairs."""
+    image, text, negative, *guides = (
+        F.normalize(torch.randn(20, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(5)
+    )
+    beside: list[Any] = [ReferenceEmbeds(*guides)] if objective.needs_reference else []
+    if objective.needs_sample_weights:
+        beside.append(SampleWeights(*torch.rand(2, 20, generator=generator), torch.tensor(1.0)))
+    return [F.normalize(image + text, dim=-1), text, negative, torch.tensor(2.0), *beside]
+
+
 def learned(objective: Objective) -> tuple[Any, ...]:
     """The loss of two batches, which parameters train, and which pairs are chosen by their similarity."""
     generator, loss = torch.Generator().manual_seed(0), 0.0
     for _ in range(2):
-        image, text, negative, *guides = (
-            F.normalize(torch.randn(20, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(5)
-        )
-        beside = [ReferenceEmbeds(*guides)] if objective.needs_reference else []
-        if objective.needs_sample_weights:
-            beside.append(SampleWeights(*torch.rand(2, 20, generator=generator), torch.tensor(1.0)))
-        outputs = objective(F.normalize(image + text, dim=-1), text, negative, torch.tensor(2.0), *beside)
-        loss += total_loss(outputs).item()
+        loss += total_loss(objective(*batch(objective, generator))).item()
     chosen: tuple[list[bool], ...] = ()
     if objective.needs_sample_weights:
         chosen = tuple(choose(torch.linspace(-1, 1, 101)).tolist() for choose in (objective.clean, objective.kept))
@@ -67,13 +71,26 @@ def learned(objective: Objective) -> tuple[Any, ...]:
     return loss, tuple(objective.trains(name, 12) for name in names), chosen
 
 
-@pytest.mark.parametrize("kind", sorted({kind for kinds in METHODS.values() for kind in kinds}, key=str))
+KINDS = sorted({kind for kinds in METHODS.values() for kind in kinds}, key=str)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_settings_are_those_that_decide_what_is_learned(kind):
     names = [field.name for field in fields(MethodArguments) if field.name != "method"]
     before = learned(kind(MethodArguments(forget_ratio=0.2)))
     changed = {name: kind(MethodArguments(**{"forget_ratio": 0.2, name: OTHER[name]})) for name in names}
     decisive = {name for name, objective in changed.items() if learned(objective) != before}
     assert decisive == set(kind.settings)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_embedding_that_is_not_a_number_is_left_to_the_trainer(kind, formulation):
+    objective = kind(MethodArguments(formulation=formulation, forget_ratio=0.3))
+    for branch in range(2 + objective.needs_negative_text):
+        inputs = batch(objective, torch.Generator().manual_seed(0))
+        inputs[branch][3, 0] = math.nan
+        assert total_loss(objective(*inputs)).shape == ()
 
 
 def test_help_names_every_method():
