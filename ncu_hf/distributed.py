@@ -92,6 +92,11 @@ class Shard:
         return sum(self.sizes)
 
     @property
+    def held(self) -> int:
+        """How many of them this process holds."""
+        return self.sizes[self.rank]
+
+    @property
     def start(self) -> int:
         """Rows of the global batch before the first of this process."""
         return sum(self.sizes[: self.rank])
@@ -99,7 +104,7 @@ class Shard:
     @property
     def rows(self) -> slice:
         """Where this process's rows are in the global batch."""
-        return slice(self.start, self.start + self.sizes[self.rank])
+        return slice(self.start, self.start + self.held)
 
     def all_rows(self, local: Tensor) -> Tensor:
         """(sizes[rank], ...) -> (N, ...), with gradient."""
@@ -136,7 +141,7 @@ class _AllRows(torch.autograd.Function):
             part[: len(own)] = own
         total = torch.empty_like(parts[0])
         dist.reduce_scatter(total, list(parts))
-        return total[: sizes[ctx.shard.rank]], None
+        return total[: ctx.shard.held], None
 
 
 class _Sum(torch.autograd.Function):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ncu_hf.distributed import Shard, gather_rows, gather_sizes, world
+from ncu_hf.distributed import Shard, gather_rows, world
 from ncu_hf.modeling import Embeddings
 
 Encode = Callable[[dict[str, Tensor]], tuple[Embeddings, Tensor]]
@@ -76,7 +76,7 @@ def two_stage_backward(
     backward: Callable[[Tensor], None],
     check: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
-    rows: int | None = None,
+    shard: Shard | None = None,
     sharded: bool = False,
 ) -> dict[str, Tensor]:
     """Accumulate in the parameters the gradient of the loss of the global batch.
@@ -97,8 +97,9 @@ def two_stage_backward(
         backward: Runs a scalar's backward pass (a gradient scaler may hide behind it).
         check: Called with the loss before any gradient is accumulated; raises to refuse the step.
         no_sync: Context in which a pass does not synchronise; used for all chunks but the one that comes last.
-        rows (`int`, *optional*): Number of leading rows that count, all by default; 0 lets a process without a usable
-            record take part in the collectives.
+        shard (`Shard`, *optional*): The leading rows of each process that count; 0 let one without a usable record take
+            part in the collectives. All rows of a process that is alone by default. It is for the caller to know, who
+            can exchange sizes before the towers are at work: a GPU would have to be waited for.
         sharded (`bool`, *optional*, defaults to `False`): `objective` takes this process's rows, and talks to the other
             processes itself; else the embeddings of the global batch are gathered for it.
 
@@ -115,8 +116,11 @@ def two_stage_backward(
     with torch.enable_grad(), synchronised(not earlier):
         embeddings, log_scale = encode(last)
     parts = [*encoded, embeddings]
-    starts, local = _starts(parts), _concatenate(parts, chunks.captions, rows)
-    outputs, gradients, scale_gradient = _objective_gradients(objective, local, log_scale.detach(), check, sharded)
+    starts, local = _starts(parts), _concatenate(parts, chunks.captions, None if shard is None else shard.held)
+    shard = Shard.whole(len(local.image)) if shard is None else shard
+    outputs, gradients, scale_gradient = _objective_gradients(
+        objective, local, log_scale.detach(), check, shard, sharded
+    )
     gradients = _with_captions(gradients, chunks.captions)
 
     surrogate = _surrogate(embeddings, gradients, starts[-1]) + log_scale * scale_gradient
@@ -175,20 +179,20 @@ def encode_rows(encode: Encode, chunks: Chunks, rows: int | None = None) -> Embe
     """Embeddings of this process's rows, without gradient.
 
     Args:
-        encode (`Encode`), chunks, rows: As in [`two_stage_backward`].
+        encode (`Encode`), chunks: As in [`two_stage_backward`].
+        rows (`int`, *optional*): Number of leading rows that count, all by default.
     """
     return _concatenate([encode(chunk)[0] for chunk in chunks.parts], chunks.captions, rows)
 
 
-def encode_globally(encode: Encode, chunks: Chunks, rows: int | None = None) -> Embeddings:
+def encode_globally(encode: Encode, chunks: Chunks, shard: Shard) -> Embeddings:
     """Embeddings of the global batch, without gradient, by a model that does not train.
 
     Args:
-        encode (`Encode`), chunks, rows: As in [`two_stage_backward`].
+        encode (`Encode`), chunks, shard: As in [`two_stage_backward`].
     """
-    local = encode_rows(encode, chunks, rows)
-    sizes = gather_sizes(len(local.image), local.image.device)
-    return Embeddings(*(None if own is None else gather_rows(own, sizes) for own in local))
+    local = encode_rows(encode, chunks, shard.held)
+    return Embeddings(*(None if own is None else gather_rows(own, list(shard.sizes)) for own in local))
 
 
 def _concatenate(parts: Sequence[Embeddings], captions: Tensor | None, rows: int | None) -> Embeddings:
@@ -203,10 +207,10 @@ def _objective_gradients(
     local: Embeddings,
     log_scale: Tensor,
     check: Callable[[Tensor], None],
+    shard: Shard,
     sharded: bool,
 ) -> tuple[dict[str, Tensor], Embeddings, Tensor]:
     """Objective on the global batch; gradients with respect to this process's rows, and to log s."""
-    shard = Shard.of(len(local.image), local.image.device)
     given = [embeds if embeds is None or sharded else gather_rows(embeds, list(shard.sizes)) for embeds in local]
     leaves = [None if embeds is None else embeds.requires_grad_() for embeds in given]
     log_scale = log_scale.clone().requires_grad_()

@@ -175,16 +175,16 @@ class NCUTrainer(Trainer):
         if self.samples is not None:
             inputs = self.samples.select(self.model.clip, inputs)
         tensors = {key: inputs[key] for key in MODEL_INPUTS if key in inputs}
-        rows = len(tensors["input_ids"])
-        chunks = self._chunks(tensors)
+        # Sizes are exchanged while the host has nothing else for the device to wait for.
+        shard, chunks = Shard.of(len(tensors["input_ids"]), self.args.device), self._chunks(tensors)
         outputs = two_stage_backward(
             partial(self._encode, model),
             chunks,
-            partial(self._losses, self._beside(inputs, chunks, rows)),
+            partial(self._losses, self._beside(inputs, chunks, shard)),
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             check=partial(self._check_loss, inputs["keys"]),
             no_sync=partial(self.accelerator.no_sync, model) if self._sharded is None else self._sharded.no_sync,
-            rows=rows,
+            shard=shard,
             sharded=self.objective.sharded,
         )
         if self._sharded is not None:
@@ -218,21 +218,21 @@ class NCUTrainer(Trainer):
             return texts.get("negative_input_ids")
         return texts.get("input_ids")
 
-    def _beside(self, inputs: dict[str, Any], chunks: Chunks, rows: int) -> list[Beside]:
+    def _beside(self, inputs: dict[str, Any], chunks: Chunks, shard: Shard) -> list[Beside]:
         """What the objective takes besides the embeddings of the model."""
         beside: list[Beside] = []
         if self.objective.needs_reference:
-            embeddings = encode_globally(partial(self._encode_unwrapped, self.model.reference), chunks, rows)
+            embeddings = encode_globally(partial(self._encode_unwrapped, self.model.reference), chunks, shard)
             beside.append(ReferenceEmbeds(embeddings.image, embeddings.text))
         if self.samples is not None:
-            beside.append(self.samples.weights(inputs, self._step(inputs, chunks, rows)))
+            beside.append(self.samples.weights(inputs, self._step(inputs, chunks, shard)))
         return beside
 
     def _encode_unwrapped(self, model: Callable[..., Any], chunk: dict[str, Tensor]) -> Any:
         with self.accelerator.autocast():  # which wraps the forward pass of the whole model, not of a part or a copy
             return self._encode(model, chunk)
 
-    def _step(self, inputs: dict[str, Any], chunks: Chunks, rows: int) -> Step:
+    def _step(self, inputs: dict[str, Any], chunks: Chunks, shard: Shard) -> Step:
         scaler = self.accelerator.scaler
         return Step(
             self.model,
@@ -242,7 +242,7 @@ class NCUTrainer(Trainer):
             self._losses,
             partial(self._check_loss, inputs["keys"]),
             chunks,
-            rows,
+            shard,
             self.args.chunk_size,
             self.args.max_grad_norm or 0.0,
             1.0 if scaler is None else scaler.get_scale(),

@@ -88,6 +88,7 @@ def measure_step(options: argparse.Namespace) -> Row:
                 backward=lambda loss: loss.backward(),
                 check=lambda loss: None,
                 no_sync=wrapped.no_sync,
+                shard=Shard.of(len(setting.batch["input_ids"]), options.device),
                 sharded=objective.sharded,
             )
         optimizer.step()

@@ -20,6 +20,7 @@ from ncu_hf.cli import parse_arguments
 from ncu_hf.config import FORMULATIONS, MethodArguments
 from ncu_hf.data import BadRecord, TooManyBadRecords, collator, open_pairs
 from ncu_hf.data.loader.split import sealed
+from ncu_hf.distributed import Shard
 from ncu_hf.errors import TrainingStopped
 from ncu_hf.loading import load_reference
 from ncu_hf.modeling import Embeddings
@@ -351,7 +352,7 @@ def test_a_process_without_rows_takes_part():
         objective,
         backward=lambda loss: loss.backward(),
         check=lambda loss: None,
-        rows=0,
+        shard=Shard((0,)),
     )
     assert sizes == [(0, 0, None, 0)]
     assert weight.grad.equal(torch.zeros(3))

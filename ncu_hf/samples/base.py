@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import CLIPModel
 
+from ncu_hf.distributed import Shard
 from ncu_hf.modeling import Embeddings, NCUModel
 from ncu_hf.objectives.base import SampleWeights
 from ncu_hf.step import Chunks
@@ -30,7 +31,7 @@ class Step(NamedTuple):
         losses (`Callable`): (what the objective takes besides, embeddings..., log s) -> losses, as the step has them.
         check (`Callable`): Raises for a loss that is not finite.
         chunks (`Chunks`): The batch.
-        rows (`int`): Rows of it that count, 0 where `chunks` hold a row of zeros instead.
+        shard (`Shard`): Rows of it that count, of each process: 0 where `chunks` hold a row of zeros instead.
         chunk_size (`int`, *optional*): Rows that are encoded at a time.
         max_grad_norm (`float`): Clipping of the gradient; 0 is off.
         loss_scale (`float`): Factor of the loss under which half precision does not lose its gradient.
@@ -43,7 +44,7 @@ class Step(NamedTuple):
     losses: Callable[..., dict[str, Tensor]]
     check: Callable[[Tensor], None]
     chunks: Chunks
-    rows: int
+    shard: Shard
     chunk_size: int | None
     max_grad_norm: float
     loss_scale: float

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from ncu_hf.distributed import gather_rows, gather_sizes
+from ncu_hf.distributed import gather_rows
 from ncu_hf.errors import InputError
 from ncu_hf.losses import contrastive_losses
 from ncu_hf.objectives.base import SampleWeights
@@ -77,7 +77,7 @@ class DualWeightState(SampleState):
 
     def weights(self, batch: dict[str, Any], step: Step) -> SampleWeights:
         device = step.model.clip.device
-        sizes = gather_sizes(step.rows, device)
+        sizes = list(step.shard.sizes)
         confidence = gather_rows(self._confidence[batch["indices"]].to(device), sizes)
         even = SampleWeights(confidence, torch.ones_like(confidence), self._kept.float().mean().to(device))
         if not sum(sizes):

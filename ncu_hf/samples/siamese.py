@@ -67,7 +67,7 @@ class Siamese:
             losses,
             backward=lambda loss: (loss * step.loss_scale).backward(),
             check=step.check,
-            rows=step.rows,
+            shard=step.shard,
         )
         parameters = [own for own in self._own.values() if own.grad is not None]
         average([own.grad for own in parameters])

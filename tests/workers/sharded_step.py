@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import CLIPConfig, CLIPModel
 
 from ncu_hf.config import MethodArguments
-from ncu_hf.distributed import gather_json, leave, world
+from ncu_hf.distributed import Shard, gather_json, leave, world
 from ncu_hf.modeling import NCUModel, NegativePrompt, NegativePromptConfig
 from ncu_hf.objectives import build_objectives
 from ncu_hf.parameters import freeze
@@ -74,6 +74,7 @@ def gradients(phase: int, chunk_size: int | None, sharded: bool) -> tuple[dict[s
         objective,
         backward=lambda loss: loss.backward(),
         check=lambda loss: None,
+        shard=Shard.of(len(batch["input_ids"]), torch.device("cpu")),
         sharded=True,
         **({"no_sync": weights.no_sync} if sharded else {}),
     )
