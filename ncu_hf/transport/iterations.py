@@ -105,7 +105,7 @@ class _PlainIterations:
         self.columns_first = torch.tensor(columns_first).to(kernel.a.device, non_blocking=True)
         self.count = torch.zeros_like(self.columns_first, dtype=torch.int64)
         self.stopped = torch.zeros_like(self.columns_first)
-        self._start(*(scaling.expand(len(columns_first), -1) for scaling in _zero_potentials(kernel)))
+        self._start(*_zero_potentials(kernel, self.columns_first))
 
     def _start(self, u: Tensor, v: Tensor) -> None:
         """Go on from scalings (S, padded R) and (S, C)."""
@@ -179,15 +179,23 @@ class _PlainIterations:
         return torch.stack([self.count, self.stopped.long()], dim=1).tolist()
 
 
-def _zero_potentials(kernel: ScaledKernel) -> tuple[Tensor, Tensor]:
-    """Scalings that make both potentials 0, the start of the released code.
+def _zero_potentials(kernel: ScaledKernel, columns_first: Tensor) -> tuple[Tensor, Tensor]:
+    """Scalings (S, padded R) and (S, C) that make both potentials 0, the start of the released code.
+
+    t u and v / t are the same plan for any t. It is chosen such that the side which the other is fitted to first is at
+    most 1: what is fitted is near 1 then too, and nothing has to be absorbed because of t alone.
 
     Far potentials leave the range of the scalings. Clamping them is harmless: the closest columns of each row have
     g = 0 and decide its sum, and a row with so large an f moves far more than any tolerance.
     """
+    log_u, log_v = -kernel.f / kernel.entropy, -kernel.g / kernel.entropy
+    idle_rows, idle_columns = kernel.idle_rows.bool(), kernel.idle_columns.bool()
+    highest_u = kernel.shard.largest(log_u.masked_fill(idle_rows, -torch.inf).amax())
+    highest_v = log_v.masked_fill(idle_columns, -torch.inf).amax()
+    log_t = torch.where(columns_first, -highest_u, highest_v)[:, None]
     log_limit = -kernel.log_floor
-    u, v = ((-potential / kernel.entropy).clamp_(-log_limit, log_limit).exp_() for potential in (kernel.f, kernel.g))
-    return u, v
+    u, v = (scaling.clamp_(-log_limit, log_limit).exp_() for scaling in (log_u + log_t, log_v - log_t))
+    return u.masked_fill_(idle_rows, 1), v.masked_fill_(idle_columns, 1)
 
 
 def annealing_levels(spread: float, entropy: float) -> list[float]:

@@ -17,6 +17,7 @@ from ncu_hf.objectives.negative_prompt import NegativePromptObjective
 from ncu_hf.objectives.unlearning import UnlearningObjective
 from ncu_hf.selection import clean_confidence, split_batch
 from ncu_hf.step import total_loss
+from ncu_hf.transport.kernel import ScaledKernel
 
 PHASES = (NegativePromptObjective, UnlearningObjective)
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden"
@@ -100,6 +101,19 @@ def test_edge_cases_are_finite(case, phase, formulation, dtype, forget_ratio):
     loss, found = gradients(objective, [x.to(dtype) for x in edge_cases()[case]])
     assert loss.isfinite() and loss >= -1e-6
     assert all(gradient.isfinite().all() for gradient in found)
+
+
+def test_cosines_that_are_all_low_need_nothing_absorbed(monkeypatch):
+    """All pairs are far from each other, the matched ones too: far scalings are no reason to start again."""
+    generator = torch.Generator().manual_seed(0)
+    similarity = 0.05 + 0.1 * torch.rand(32, 33, generator=generator, dtype=torch.float64)
+    similarity.diagonal().add_(0.2)
+    options = {"plan_weight": 0.7, "entropy": 0.03, "formulation": "released"}
+    exact = refine_alignment(similarity, torch.tensor([0, 5]), **options)
+    monkeypatch.setattr(ScaledKernel, "absorb", lambda *_, **__: pytest.fail("The kernel was computed again."))
+    single = refine_alignment(similarity.float(), torch.tensor([0, 5]), **options)
+    for found, expected in ((single.row_plan, exact.row_plan), (single.column_plan, exact.column_plan)):
+        torch.testing.assert_close(found.plan.double(), expected.plan, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
