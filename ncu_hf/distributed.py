@@ -93,7 +93,7 @@ class Shard:
 
     @property
     def held(self) -> int:
-        """How many of them this process holds."""
+        """Rows of this process."""
         return self.sizes[self.rank]
 
     @property

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ncu_hf.distributed import Shard, gather_rows, world
+from ncu_hf.distributed import Shard, world
 from ncu_hf.modeling import Embeddings
 
 Encode = Callable[[dict[str, Tensor]], tuple[Embeddings, Tensor]]
@@ -192,7 +192,7 @@ def encode_globally(encode: Encode, chunks: Chunks, shard: Shard) -> Embeddings:
         encode (`Encode`), chunks, shard: As in [`two_stage_backward`].
     """
     local = encode_rows(encode, chunks, shard.held)
-    return Embeddings(*(None if own is None else gather_rows(own, list(shard.sizes)) for own in local))
+    return Embeddings(*(None if own is None else shard.all_rows(own) for own in local))
 
 
 def _concatenate(parts: Sequence[Embeddings], captions: Tensor | None, rows: int | None) -> Embeddings:
@@ -211,7 +211,7 @@ def _objective_gradients(
     sharded: bool,
 ) -> tuple[dict[str, Tensor], Embeddings, Tensor]:
     """Objective on the global batch; gradients with respect to this process's rows, and to log s."""
-    given = [embeds if embeds is None or sharded else gather_rows(embeds, list(shard.sizes)) for embeds in local]
+    given = [embeds if embeds is None or sharded else shard.all_rows(embeds) for embeds in local]
     leaves = [None if embeds is None else embeds.requires_grad_() for embeds in given]
     log_scale = log_scale.clone().requires_grad_()
     with torch.enable_grad():

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from ncu_hf.distributed import gather_rows
 from ncu_hf.errors import InputError
 from ncu_hf.losses import contrastive_losses
 from ncu_hf.objectives.base import SampleWeights
@@ -77,17 +76,16 @@ class DualWeightState(SampleState):
 
     def weights(self, batch: dict[str, Any], step: Step) -> SampleWeights:
         device = step.model.clip.device
-        sizes = list(step.shard.sizes)
-        confidence = gather_rows(self._confidence[batch["indices"]].to(device), sizes)
+        confidence = step.shard.all_rows(self._confidence[batch["indices"]].to(device))
         even = SampleWeights(confidence, torch.ones_like(confidence), self._kept.float().mean().to(device))
-        if not sum(sizes):
+        if not step.shard.n:
             return even
         if self._siamese is None:
             self._siamese = Siamese(step.model, step.optimizer, step.make_optimizer)
         self._siamese.follow()
-        before = self._bank_losses(batch, step, step.model, step.model.clip.logit_scale, sizes)
+        before = self._bank_losses(batch, step, step.model, step.model.clip.logit_scale)
         self._siamese.go_ahead(step, partial(step.losses, [even]))
-        after = self._bank_losses(batch, step, self._siamese, self._siamese.log_scale, sizes)
+        after = self._bank_losses(batch, step, self._siamese, self._siamese.log_scale)
         return even._replace(significance=significance_weights(before, after).to(confidence))
 
     def save(self, folder: Path) -> None:
@@ -111,16 +109,14 @@ class DualWeightState(SampleState):
         self._confidence[usable] = confidence_weights(embeds.scale * embeds.similarity[usable]).float()
 
     @torch.no_grad()
-    def _bank_losses(
-        self, batch: dict[str, Any], step: Step, model: Forward, log_scale: Tensor, sizes: list[int]
-    ) -> Tensor:
+    def _bank_losses(self, batch: dict[str, Any], step: Step, model: Forward, log_scale: Tensor) -> Tensor:
         """Symmetric InfoNCE (2, N) of the entries of the global batch, in the image and in the text bank."""
         partners = batch["partners"]
         chunks = split_rows(pad_empty(partners), step.chunk_size)
         local = encode_rows(partial(step.encode, model), chunks, len(partners["input_ids"]))
         losses = []
         for places in batch["partner_places"].T:
-            image, text = (gather_rows(e[places.to(e.device)], sizes).double() for e in (local.image, local.text))
+            image, text = (step.shard.all_rows(e[places.to(e.device)]).double() for e in (local.image, local.text))
             losses.append(contrastive_losses(image, text, log_scale.double()))
         return torch.stack(losses)
 

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.utils import backend_registration, cpp_extension
+from torch.utils import backend_registration
+from torch.utils.cpp_extension import include_paths, library_paths
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -20,8 +21,8 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 def library(folder: Path) -> Path:
     compiled = folder / "other_device.so"
     if not compiled.exists():
-        includes = [word for path in cpp_extension.include_paths() for word in ("-isystem", path)]
-        libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
+        includes = [word for path in include_paths() for word in ("-isystem", path)]
+        libraries = [f"-L{path}" for path in library_paths()]
         options = ["-std=c++20", "-shared", "-fPIC", "-w", *includes]
         subprocess.run(
             ["c++", *options, str(SOURCE), "-o", str(compiled), *libraries, "-ltorch_cpu", "-lc10"], check=True
