@@ -358,7 +358,11 @@ def test_overwriting_the_input_of_the_run(flag, refused, options, words):
     ("changes", "named"),
     [
         pytest.param({"forgetratio": 0.1}, ["'--forgetratio'", "'forget_ratio'"], marks=pytest.mark.slow),
-        ({"model": "openai/clip-vit-base-patch32-absent"}, ["openai/clip-vit-base-patch32-absent", "no model"]),
+        pytest.param(
+            {"model": "openai/clip-vit-base-patch32-absent"},
+            ["openai/clip-vit-base-patch32-absent", "no model"],
+            marks=pytest.mark.slow,
+        ),
         ({"caption_column": "captoin"}, ["'captoin'", "'caption'", "image"]),
     ],
 )

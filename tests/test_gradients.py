@@ -88,9 +88,8 @@ def single(settings, scenes, clip_folder, tmp_path_factory):
 @pytest.mark.parametrize(
     ("processes", "chunk_sizes"),
     [
-        (1, "0,7"),
         (2, "0,5"),
-        *(pytest.param(n, chunks, marks=pytest.mark.slow) for n, chunks in ((3, "3,8"), (4, "4"))),
+        *(pytest.param(n, chunks, marks=pytest.mark.slow) for n, chunks in ((1, "0,7"), (3, "3,8"), (4, "4"))),
     ],
 )
 def test_processes_and_chunks_give_the_gradient_of_one_batch(

@@ -57,14 +57,22 @@ def uninterrupted(recipe_words, tmp_path_factory) -> Path:
     return output
 
 
-def test_killed_in_each_phase_and_between(recipe_words, uninterrupted, tmp_path, distance):
+def test_killed_in_phase_2(recipe_words, uninterrupted, tmp_path, distance):
     output = tmp_path / "run"
     words = recipe_words(output, resume_from_checkpoint="true")
-    first, second = output / "phases/negative_prompt", output / "phases/unlearning"
+    kill_when(words, ready=lambda: len(list_checkpoints(output / "phases/unlearning")) == 2)
+    finish(words)
+    assert distance(output, uninterrupted) == 0
+
+
+@pytest.mark.slow
+def test_killed_in_phase_1_and_behind_it(recipe_words, uninterrupted, tmp_path, distance):
+    output = tmp_path / "run"
+    words = recipe_words(output, resume_from_checkpoint="true")
+    first = output / "phases/negative_prompt"
     kill_when(words, ready=lambda: len(list_checkpoints(first)) == 2)
     assert not (first / "final").exists()
     kill_when(words, ready=(first / "final").is_dir)
-    kill_when(words, ready=lambda: len(list_checkpoints(second)) == 2)
     finish(words)
     assert distance(output, uninterrupted) == 0
 
@@ -103,7 +111,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lora_rank": 4, "lora_towers": "text"},
+        pytest.param({"lora_rank": 4, "lora_towers": "text"}, marks=pytest.mark.slow),
         pytest.param({"gradient_accumulation_steps": 2, "save_steps": 1}, marks=pytest.mark.slow),
         pytest.param(
             {"model": None, "model_config": "tiny", "vocab_size": 600, "method": "clip", "num_train_epochs": 2},

@@ -97,10 +97,14 @@ def test_one_process_has_nothing_to_share(trainers_of):
         trainers_of("ncu", shard_weights="true")
 
 
-def test_what_does_not_go_together_is_refused(command, launch, tmp_path):
+@pytest.mark.slow
+def test_a_method_that_cannot_share_is_refused(command, launch, tmp_path):
     done = launch(2, RECIPE, *command(tmp_path / "run", method="sdd", shard_weights="true"), check=False)
     assert done.returncode == 1
     assert done.stderr.count("--shard_weights does not go together with --method sdd") == 1
+
+
+def test_what_does_not_go_together_is_refused():
     check_shardable(2, {"--torch_compile": False, "--fp16": False})
     with pytest.raises(InputError, match="--fp16"):
         check_shardable(2, {"--torch_compile": False, "--fp16": True})

@@ -255,7 +255,7 @@ def test_compiled_blocks_learn_the_same(rank, phase, chunk_size, make_model, bat
     assert [name for name, _ in model.named_parameters()] == names
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_other_captions_compile_nothing_anew(rank, make_model, batch):
     model, _ = make_model(1, rank)
     compile_blocks(model, "eager", None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,15 +197,12 @@ def test_clean_confidence():
 
 
 @pytest.mark.parametrize("name", ["released", "paper"])
-def test_golden_file(name):
+def test_golden_file(name, monkeypatch, capsys):
     path = SHARED / f"{name}_losses.safetensors"
     if not path.is_file():
         pytest.skip("the golden files are not part of the project; they lie beside some checkouts")
-    import subprocess
-    import sys
-
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, root / "scripts/check_golden.py", path], capture_output=True, text=True, cwd=root
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "scripts")
+    monkeypatch.setattr(sys, "argv", ["check_golden.py", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("check_golden").main()
+    assert ended.value.code == 0, capsys.readouterr().out
