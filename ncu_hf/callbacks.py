@@ -94,7 +94,7 @@ class PlainLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs,
     ) -> TrainerControl:
-        if state.is_local_process_zero and logs and "loss" in logs:
+        if state.is_world_process_zero and logs and "loss" in logs:
             seconds = (time.perf_counter() - self._started) / max(state.global_step - self._first_step, 1)
             left = timedelta(seconds=round(seconds * (state.max_steps - state.global_step)))
             self.write(f"step {state.global_step}/{state.max_steps}  {short_line(logs)}  {left} left")

@@ -23,7 +23,7 @@ from ncu_hf.evaluation.linear_probe import FEATURES
 from ncu_hf.evaluation.sets.check import check_usable
 from ncu_hf.evaluation.sets.open import open_suite
 from ncu_hf.evaluation.suites import measure_linear_probe, paired_tests
-from ncu_hf.loading import load_clip, load_processor
+from ncu_hf.loading import load_model
 from ncu_hf.reporting.comparison import one_measurement
 from ncu_hf.reporting.published import NOT_A_SET, published_numbers
 
@@ -213,15 +213,14 @@ def _warn_unpublished(published: list[dict[str, Any]], tasks: list[Task]) -> Non
 
 def _encoder(model: ModelSource, settings: ComparisonSettings, device: torch.device) -> ClipEncoder:
     with local_first():
-        clip = load_clip(model.source, model.revision, flag="--models")
-        processor = load_processor(model.source, clip, model.revision, flag="--models")
+        loaded = load_model(model.source, model.revision, flag="--models")
     workers = settings.workers
     if workers is None:
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = 0 if device.type == "cpu" else min(8, max(cores - 1, 1))
     return ClipEncoder(
-        clip,
-        processor,
+        loaded.clip,
+        loaded.processor,
         device=device,
         batch_size=settings.batch_size,
         workers=workers,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPProcessor
@@ -17,19 +16,21 @@ from transformers.utils import logging as transformers_logging
 from ncu_hf.checkpoint import write_atomically
 from ncu_hf.config import ModelArguments
 from ncu_hf.errors import InputError, one_line
+from ncu_hf.evaluation.encode import check_image_size
 from ncu_hf.modeling import PROMPT_FOLDER, NegativePrompt, NegativePromptConfig
+from ncu_hf.pinning import pin
 from ncu_hf.reference import build_reference
 
 # What `from_pretrained` raises on files that are missing, cut, or of another kind.
 _LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
-class Reference(NamedTuple):
-    """The model that a run starts from.
+class LoadedModel(NamedTuple):
+    """A model and its processor, and where both are from.
 
     Attributes:
-        source (`str` or `Path`): Folder or Hub id to load it from.
-        revision (`str`, *optional*): Commit of the Hub id: what later phases and the evaluation load is the same.
+        source (`str` or `Path`): Folder or Hub id.
+        revision (`str`, *optional*): Commit of the Hub id: whoever loads it later loads the same.
         clip (`CLIPModel`): The model, in float32.
         processor (`CLIPProcessor`): Its processor.
     """
@@ -38,6 +39,32 @@ class Reference(NamedTuple):
     revision: str | None
     clip: CLIPModel
     processor: CLIPProcessor
+
+
+def load_model(source: str | Path, revision: str | None = None, *, flag: str = "--model") -> LoadedModel:
+    """A CLIP with its processor, both of one commit. Messages name `flag`.
+
+    Raises:
+        InputError: see [`pinned`], [`load_clip`] and [`load_processor`].
+    """
+    commit = pinned(source, revision, flag=flag)
+    clip = load_clip(source, commit, flag=flag)
+    return LoadedModel(source, commit, clip, load_processor(source, clip, commit, flag=flag))
+
+
+def pinned(source: str | Path, revision: str | None = None, *, flag: str = "--model") -> str | None:
+    """The commit to load a CLIP of the Hub from, see [`pin`]; `None` for a folder.
+
+    Raises:
+        InputError: nothing there, not a CLIP, or no safetensors.
+    """
+    load_config(source, revision, flag=flag)
+    if Path(source).is_dir():
+        return None
+    try:
+        return pin(str(source), revision)
+    except InputError as error:
+        raise InputError(f"{flag} {error}") from error
 
 
 def load_clip(source: str | Path, revision: str | None = None, *, flag: str = "--model") -> CLIPModel:
@@ -64,17 +91,6 @@ def load_clip(source: str | Path, revision: str | None = None, *, flag: str = "-
     return clip
 
 
-def loaded_commit(source: str | Path, revision: str | None) -> str | None:
-    """The commit that a revision of a Hub id stood for when its model was loaded: a folder's name in the cache.
-
-    Of a local folder `None`; `revision` itself where the cache knows nothing of it.
-    """
-    if Path(source).is_dir():
-        return None
-    config = try_to_load_from_cache(str(source), "config.json", revision=revision or "main")
-    return Path(config).parent.name if isinstance(config, str) else revision
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """`from_pretrained` warns in tables of many lines; what they say is judged here."""
@@ -92,7 +108,7 @@ def load_processor(
     """The processor beside a model, checked against the model.
 
     Raises:
-        InputError: none there, or its tokenizer does not fit the text tower.
+        InputError: none there, or it does not fit the towers: its tokenizer, or the size of its images.
     """
     try:
         with _quiet():
@@ -114,6 +130,7 @@ def load_processor(
             f"{flag} {source}: the text tower pools at token {text.eos_token_id}, the tokenizer ends captions with "
             f"{tokenizer.eos_token_id}."
         )
+    check_image_size(clip, processor, f"{flag} {source}")
     return processor
 
 
@@ -124,7 +141,7 @@ def load_reference(
     initial: Path,
     *,
     resume: bool = False,
-) -> Reference:
+) -> LoadedModel:
     """The model that a run starts from.
 
     Args:
@@ -140,12 +157,9 @@ def load_reference(
     if (arguments.model is None) == (arguments.model_config is None):
         raise InputError("Give the model to start from: --model, or --model_config for one from scratch.")
     if arguments.model is not None:
-        clip = load_clip(arguments.model, arguments.revision)
-        commit = loaded_commit(arguments.model, arguments.revision)
-        return Reference(arguments.model, commit, clip, load_processor(arguments.model, clip, commit))
+        return load_model(arguments.model, arguments.revision)
     if resume and initial.is_dir():
-        clip = load_clip(initial)
-        return Reference(initial, None, clip, load_processor(initial, clip))
+        return load_model(initial)
     clip, processor = build_reference(
         captions() if arguments.tokenizer is None else None,
         config=arguments.model_config,
@@ -153,10 +167,10 @@ def load_reference(
         tokenizer=arguments.tokenizer,
         vocab_size=arguments.vocab_size,
     )
-    return Reference(initial, None, clip, processor)
+    return LoadedModel(initial, None, clip, processor)
 
 
-def save_initial(reference: Reference) -> None:
+def save_initial(reference: LoadedModel) -> None:
     """Write a model from scratch to its folder, unless it is there."""
 
     def write(path: Path) -> None:

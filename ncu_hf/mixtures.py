@@ -10,7 +10,7 @@ from ncu_hf.checkpoint import write_json
 from ncu_hf.cli import Arguments
 from ncu_hf.evaluation import ClipEncoder
 from ncu_hf.interpolation import MIXTURES_FILE, interpolate, weight_key
-from ncu_hf.loading import load_clip, load_processor
+from ncu_hf.loading import load_clip, load_model, pinned
 from ncu_hf.opening import open_evaluation_sets
 
 
@@ -23,12 +23,12 @@ def measure_mixtures(arguments: Arguments, folder: Path, models: Sequence[str], 
         models (`Sequence[str]`): Reference and result: folders or Hub ids.
         weights (`Sequence[float]`): Of the result.
     """
-    reference, result = map(load_clip, models)
-    processor = load_processor(models[1], result)
+    reference, result = load_clip(models[0], pinned(models[0])), load_model(models[1])
     sets = open_evaluation_sets(arguments.data)
     numbers = {}
     for weight in weights:
-        encoder = ClipEncoder(interpolate(reference, result, weight), processor, device=arguments.training.device)
+        mixture = interpolate(reference, result.clip, weight)
+        encoder = ClipEncoder(mixture, result.processor, device=arguments.training.device)
         assessment = assess(encoder, sets)
         numbers[weight_key(weight)] = {} if assessment is None else assessment.numbers
     folder.mkdir(parents=True, exist_ok=True)

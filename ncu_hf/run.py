@@ -10,7 +10,7 @@ from torch import Tensor
 from ncu_hf.cli import Arguments
 from ncu_hf.data import ImageTransform, PairCollator, PairLoader, PairSource, PartneredCollator, StreamSource
 from ncu_hf.distributed import gather_json, world
-from ncu_hf.loading import Reference
+from ncu_hf.loading import LoadedModel
 from ncu_hf.workspace import Workspace
 
 
@@ -20,7 +20,7 @@ class Run(NamedTuple):
     arguments: Arguments
     workspace: Workspace
     source: PairSource | StreamSource
-    reference: Reference
+    reference: LoadedModel
 
     def loader(
         self,

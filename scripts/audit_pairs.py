@@ -20,13 +20,15 @@ from torch import Tensor
 from ncu_hf.cli import OneLineParser, run_main
 from ncu_hf.config import FORMULATIONS, DataArguments, MethodArguments
 from ncu_hf.data.decoding import clean_caption, decode_image
+from ncu_hf.data.files import public_address
 from ncu_hf.data.records import BadRecord, PairSource
 from ncu_hf.data.sources.open import open_pairs
-from ncu_hf.errors import InputError
+from ncu_hf.data.sources.stream_source import StreamSource
+from ncu_hf.errors import InputError, one_line
 from ncu_hf.evaluation.detection import batched_confidence
 from ncu_hf.evaluation.encode import ClipEncoder
 from ncu_hf.evaluation.sets.images import SourceImages
-from ncu_hf.loading import load_clip, load_processor
+from ncu_hf.loading import load_model
 from ncu_hf.reporting.audit import contact_sheet, rank_pairs, refuse_existing, write_audit
 
 SHOWN = 12  # pairs of each kind in the picture
@@ -67,6 +69,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--batch_size must be at least 2, got {arguments.batch_size}.")
     if arguments.rounds < 1:
         raise InputError(f"--rounds must be at least 1, got {arguments.rounds}.")
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {arguments.device}: cannot be used here ({one_line(error)}).") from error
     if arguments.output.suffix != ".csv":
         raise InputError(f"--output must end in .csv, got {arguments.output}.")
     refuse_existing(
@@ -127,14 +133,17 @@ def main() -> None:
     check(arguments)
     source = open_pairs(
         arguments.data,
+        streaming=False,
         image_column=arguments.image_column,
         caption_column=arguments.caption_column,
         delimiter=arguments.delimiter,
         split=arguments.split,
         limit=arguments.limit,
     )
-    clip = load_clip(arguments.model)
-    encoder = ClipEncoder(clip, load_processor(arguments.model, clip), device=arguments.device)
+    if isinstance(source, StreamSource):
+        raise InputError(f"--data {public_address(arguments.data)}: is only read as a stream. Download the files.")
+    model = load_model(arguments.model)
+    encoder = ClipEncoder(model.clip, model.processor, device=arguments.device)
     pairs = ReadablePairs(source, encoder)
     confidence, cosine = score(arguments, pairs, encoder.scale)
     ranked, order = rank_pairs(pairs.keys, pairs.captions, confidence, cosine, arguments.forget_ratio)

@@ -20,7 +20,7 @@ from ncu_hf.checkpoint import write_atomically
 from ncu_hf.cli import run_main
 from ncu_hf.errors import InputError
 from ncu_hf.interpolation import interpolate, weight_key
-from ncu_hf.loading import load_clip, load_processor
+from ncu_hf.loading import load_clip, load_model, pinned
 
 
 def parse() -> argparse.Namespace:
@@ -38,13 +38,12 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     folders = {weight: arguments.output_dir / weight_key(weight) for weight in arguments.weights}
     check(folders, arguments.overwrite)
-    reference, result = load_clip(arguments.reference, flag="A"), load_clip(arguments.result, flag="B")
-    processor = load_processor(arguments.result, result, flag="B")
+    reference = load_clip(arguments.reference, pinned(arguments.reference, flag="A"), flag="A")
+    result = load_model(arguments.result, flag="B")
     for weight, folder in folders.items():
-        model = interpolate(
-            reference, result, weight
-        )  # refuses two shapes at the first weight, when nothing is written
-        write_atomically(folder, partial(save, model, processor))
+        # Refuses two shapes at the first weight, when nothing is written.
+        model = interpolate(reference, result.clip, weight)
+        write_atomically(folder, partial(save, model, result.processor))
         print(f"Written: {folder}")
 
 

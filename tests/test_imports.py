@@ -35,6 +35,7 @@ ALLOWED = {
     "config": set(),
     "cli": {"config", "distributed"},
     "checkpoint": set(),
+    "pinning": {"data"},
     "callbacks": {"modeling"},
     "step_metrics": set(),
     "objectives": {"config", "distributed", "losses", "mixture", "partitions", "transport", "selection"},
@@ -47,7 +48,7 @@ ALLOWED = {
     "reference": set(),
     "opening": {"config", "data", "distributed", "evaluation", "reporting"},
     "environment": {"data", "distributed"},
-    "loading": {"checkpoint", "config", "modeling", "reference"},
+    "loading": {"checkpoint", "config", "evaluation", "modeling", "pinning", "reference"},
     "assessment": {"config", "data", "distributed", "evaluation"},
     # A pass over all training pairs is encoded as an evaluation is; the trainer sees `samples.base` alone.
     "samples": {"callbacks", "data", "distributed", "evaluation", "losses", "modeling", "objectives", "step"},

@@ -107,7 +107,7 @@ class ClipEncoder:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        _check_image_size(model, processor)
+        check_image_size(model, processor, model.name_or_path or "The model")
         self.model = model if device is None else model.to(device)
         self.processor = processor
         self.batch_size = batch_size
@@ -285,14 +285,15 @@ class ClipEncoder:
         return {"pooled": pooled}, {str(row): why for row, why in faults.items()}
 
 
-def _check_image_size(model: CLIPModel, processor: CLIPProcessor) -> None:
+def check_image_size(model: CLIPModel, processor: CLIPProcessor, name: str) -> None:
+    """Raises `InputError`, which names the model so, if the processor's images are not those of its vision tower."""
     size = model.config.vision_config.image_size
     blank = Image.new("RGB", (2 * size, 3 * size))
     *_, height, width = processor.image_processor(images=blank, return_tensors="pt")["pixel_values"].shape
     if (height, width) != (size, size):
         raise InputError(
-            f"{model.name_or_path or 'The model'}: its vision tower reads images of {size} x {size} pixels, its image "
-            f"processor makes them {width} x {height}; save the processor of this model beside it."
+            f"{name}: its vision tower reads images of {size} x {size} pixels, its image processor makes them "
+            f"{width} x {height}; save the processor of this model beside it."
         )
 
 

@@ -41,6 +41,11 @@ def hub_rules() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def make_repository() -> type:
+    return hub_server.Repository
+
+
+@pytest.fixture(scope="session")
 def make_fault() -> type:
     return hub_server.Fault
 

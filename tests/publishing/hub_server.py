@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 TOKEN = "hf_" + "s3cret" * 5
 READ_TOKEN = "hf_" + "reader" * 5
@@ -33,6 +33,7 @@ class Repository:
     commits: dict[str, dict[str, tuple[bytes, bool]]] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     storage: dict[str, bytes] = field(default_factory=dict)
+    proposals: list[tuple[str, str]] = field(default_factory=list)  # author and title of pull requests 1, 2, ...
 
     def add(self, branch: str, state: dict, message: str) -> str:
         commit = hashlib.sha1(f"{len(self.commits)} {message}".encode()).hexdigest()
@@ -214,8 +215,22 @@ class HubServer:
     def _info(self, request, _given, name, revision="main"):
         repo = self._readable(request, name)
         commit = self._commit_of(repo, revision)
-        siblings = [{"rfilename": path} for path in repo.commits[commit]]
+        files = repo.commits[commit].items()
+        siblings = [{"rfilename": path, "blobId": git_hash(data), "size": len(data)} for path, (data, _) in files]
         return {"id": name, "sha": commit, "private": repo.private, "siblings": siblings, "tags": []}
+
+    def _discussions(self, request, _given, name):
+        repo, asked = self._readable(request, name), dict(parse_qsl(urlsplit(request.path).query))
+        if (asked.get("type"), asked.get("status")) != ("pull_request", "open"):
+            self.problems.append(f"all discussions are asked for: {asked}")
+        known = {"createdAt": "2024-01-01T00:00:00.000Z", "status": "open", "isPullRequest": True}
+        known["repo"] = {"name": name, "type": "model"}
+        found = [
+            {"num": number, "title": title, "author": {"name": author}, **known}
+            for number, (author, title) in enumerate(repo.proposals, start=1)
+            if author == asked.get("author", author)
+        ]
+        return {"discussions": found, "count": len(found), "start": 0}
 
     def _refs(self, request, _given, name):
         repo = self._readable(request, name)
@@ -357,6 +372,7 @@ class HubServer:
         "POST /api/validate-yaml": _validate_card,
         "GET /api/models/([^/]+/[^/]+)": _info,
         "GET /api/models/([^/]+/[^/]+)/revision/([^/]+)": _info,
+        "GET /api/models/([^/]+/[^/]+)/discussions": _discussions,
         "GET /api/models/([^/]+/[^/]+)/refs": _refs,
         "GET /api/models/([^/]+/[^/]+)/tree/([^/]+)": _tree,
         "GET /api/models/([^/]+/[^/]+)/tree/([^/]+)/(.+)": _tree,
