@@ -82,8 +82,19 @@ def save_optimizer(state: dict[str, Any], folder: Path) -> None:
         for key, value in values.items():
             target = tensors if isinstance(value, torch.Tensor) else plain
             target[f"{index}.{key}"] = value
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "optimizer.safetensors")
+    save_file(_apart(tensors), folder / "optimizer.safetensors")
     write_json(folder / "optimizer.json", {"state": plain, "param_groups": state["param_groups"]})
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, contiguous, none in the memory of another: some optimizers share one among parameters."""
+    taken: set[int] = set()
+    apart = {}
+    for key, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        apart[key] = value.clone() if place in taken else value.contiguous()
+        taken.add(place)
+    return apart
 
 
 def load_optimizer(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -37,6 +38,12 @@ class OneLineParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help lists all flags)")
+
+
+def script_parser(description: str | None) -> OneLineParser:
+    """For the few flags of a script, whose docstring is printed as it is."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return OneLineParser([], description=description, formatter_class=formatter, allow_abbrev=False)
 
 
 def parse_arguments(

@@ -22,6 +22,7 @@ from ncu_hf.evaluation import ClipEncoder, EmbeddingCache, EvaluationSet, Labell
 from ncu_hf.evaluation.linear_probe import FEATURES
 from ncu_hf.evaluation.sets.check import check_usable
 from ncu_hf.evaluation.sets.open import open_suite
+from ncu_hf.evaluation.sets.pair_columns import Pairs
 from ncu_hf.evaluation.suites import measure_linear_probe, paired_tests
 from ncu_hf.loading import load_model
 from ncu_hf.reporting.comparison import one_measurement
@@ -181,9 +182,9 @@ def _shortest_name(paths: dict[str, tuple[str, ...]], spec: str) -> str:
 
 def _tasks(settings: ComparisonSettings) -> Iterator[Task]:
     """What is asked for, sets opened."""
-    stored = {name: getattr(settings, name) for name in ("image_column", "caption_column", "image_root")}
+    stored = Pairs(settings.image_column, settings.caption_column, settings.image_root)
     named = [spec for spec in settings.suite if spec != PROBE_SUITE]
-    sets = open_suite(named, **stored) if named else []
+    sets = open_suite(named, stored) if named else []
     for one in sets:
         check_usable(one)
     for one in sets:
@@ -195,7 +196,7 @@ def _tasks(settings: ComparisonSettings) -> Iterator[Task]:
         raise InputError("--similarity_plot: none of the sets has captions; name one in --suite.")
     probed: list[EvaluationSet] = [one for one in sets if settings.probe and isinstance(one, LabelledSet)]
     if PROBE_SUITE in settings.suite:
-        probed += open_suite([PROBE_SUITE], **stored)
+        probed += open_suite([PROBE_SUITE], stored)
     if settings.probe and not probed:
         raise InputError("--probe: none of the sets has labels; name a labelled set, or --suite probe.")
     for one in probed:

@@ -82,6 +82,7 @@ def run_demo(arguments: Arguments, scenes: SceneArguments) -> dict[str, Any]:
     Returns:
         `dict`: results of the fine-tuning, see `ncu_hf.reporting.results`.
     """
+    _refuse_own_inputs(arguments)
     if arguments.training.plan:
         return _plan(arguments, scenes)
     started = time.perf_counter()
@@ -98,6 +99,17 @@ def run_demo(arguments: Arguments, scenes: SceneArguments) -> dict[str, Any]:
     results = run(arguments, attributes)
     print_once(arguments, f"Took {time.perf_counter() - started:.0f} s.")
     return results
+
+
+def _refuse_own_inputs(arguments: Arguments) -> None:
+    model, data = arguments.model, arguments.data
+    given = {"model": model.model, "model_config": model.model_config, "tokenizer": model.tokenizer}
+    given |= {"train_data": data.train_data, "eval_data": data.eval_data}
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"--{name} {value}: the demonstration draws its data and trains its own model; use recipes/ncu.py."
+            )
 
 
 def _plan(arguments: Arguments, scenes: SceneArguments) -> dict[str, Any]:

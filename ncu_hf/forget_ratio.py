@@ -93,9 +93,11 @@ def check_estimable(run: Run) -> None:
 
 @torch.no_grad()
 def _estimate(run: Run) -> RatioEstimate:
-    training = run.arguments.training
-    encoder = ClipEncoder(run.reference.clip, run.reference.processor, device=training.device, cache=EmbeddingCache())
+    training, clip = run.arguments.training, run.reference.clip
+    before = clip.device
+    encoder = ClipEncoder(clip, run.reference.processor, device=training.device, cache=EmbeddingCache())
     image, text, _ = encode_sample(encoder, run.source, training.seed)
+    clip.to(before)  # training has a copy of its own on the device
     similarity = (image * text).sum(dim=1).double().cpu()
     if not len(similarity):
         raise InputError("--estimate_forget_ratio: none of the sampled training pairs can be used.")

@@ -11,13 +11,14 @@ import torch
 
 from ncu_hf.config import DataArguments
 from ncu_hf.data import Noise, PairSource, RemoteData, StreamSource, check_readable, find_remote, open_pairs
-from ncu_hf.data.files import public_address
+from ncu_hf.data.files import expand, public_address
 from ncu_hf.distributed import gather_json, local_first, world
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.evaluation import EvaluationSet
 from ncu_hf.evaluation.sets.captioned import captioned_set
 from ncu_hf.evaluation.sets.check import check_usable
 from ncu_hf.evaluation.sets.open import find_suite, open_suite
+from ncu_hf.evaluation.sets.pair_columns import Pairs
 from ncu_hf.reporting.results import HELD_OUT
 
 
@@ -53,7 +54,10 @@ def open_training_pairs(
     with local_first():
         source = open_pairs(
             data.train_data,
-            **_stored(data),
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            delimiter=data.delimiter,
+            image_root=data.image_root,
             **place,
             remote=remote and RemoteData.from_json(remote),
             limit=data.train_limit,
@@ -94,11 +98,10 @@ def open_evaluation_sets(data: DataArguments, *, plan: bool = False) -> list[Eva
             sets.append(dataclasses.replace(pairs, origin=dataclasses.replace(pairs.origin, name=HELD_OUT)))
         if data.eval_sets is not None:
             specs = [spec.strip() for spec in data.eval_sets.split(",") if spec.strip()]
-            stored = {name: getattr(data, name) for name in ("image_column", "caption_column", "image_root")}
             if plan:
                 find_suite(specs)
             else:
-                further = open_suite(specs, **stored)
+                further = open_suite(specs, _evaluation_pairs(data))
                 for one in further:
                     check_usable(one)
                 sets += further
@@ -109,7 +112,9 @@ def _open_evaluation_pairs(data: DataArguments) -> PairSource:
     place = {"split": data.eval_split, "data_format": data.data_format, "streaming": False}
     if data.eval_data == data.train_data:  # a commit of one data set is none of another
         place |= {"revision": data.data_revision, "config": data.data_config}
-    source = open_pairs(data.eval_data, limit=data.eval_limit, **place, **_stored(data))
+        place |= {"caption_tokenizer": data.caption_tokenizer}
+    stored = _evaluation_pairs(data).options(next(iter(expand(data.eval_data)), None))
+    source = open_pairs(data.eval_data, limit=data.eval_limit, **place, **stored)
     if isinstance(source, StreamSource):
         name = public_address(data.eval_data)
         raise InputError(f"--eval_data {name}: is only read as a stream. Download the files of --eval_split.")
@@ -117,9 +122,15 @@ def _open_evaluation_pairs(data: DataArguments) -> PairSource:
     return source
 
 
-def _stored(data: DataArguments) -> dict[str, Any]:
-    """How pairs are stored."""
-    return {name: getattr(data, name) for name in ("image_column", "caption_column", "delimiter", "image_root")}
+def _evaluation_pairs(data: DataArguments) -> Pairs:
+    """How pairs to measure on are stored: as the training pairs, if nothing else is said or found."""
+    return Pairs(
+        data.eval_image_column,
+        data.eval_caption_column,
+        data.image_root,
+        delimiter=None if data.delimiter == DataArguments.delimiter else data.delimiter,
+        likely=(data.image_column, data.caption_column),
+    )
 
 
 def _on_first(ask: Callable[[], Any], device: torch.device) -> Any:

@@ -27,7 +27,7 @@ def freeze(model: NCUModel, objective: Objective, adapted_towers: tuple[str, ...
         adapted_towers (`tuple[str, ...]`): `"text"` and/or `"vision"`.
 
     Raises:
-        InputError: if nothing but `logit_scale` would train, or more blocks are to be frozen than there are.
+        InputError: more blocks are to be frozen than there are.
     """
     layers = model.clip.config.text_config.num_hidden_layers
     frozen = objective.arguments.text_blocks_to_freeze(layers)

@@ -16,6 +16,7 @@ from ncu_hf.cards import write_training_card
 from ncu_hf.checkpoint import last_checkpoint, read_json
 from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.data import DataHealth, PairLoader, StreamSource
+from ncu_hf.distributed import broadcast_json
 from ncu_hf.errors import InputError, one_line
 from ncu_hf.loading import load_clip, make_prompt
 from ncu_hf.modeling import NCUModel, load_prompt
@@ -57,15 +58,16 @@ def check_phase(run: Run, objective: Objective) -> None:
     """Find before anything is trained what would stop a phase.
 
     Raises:
-        InputError: wrong sizes, data that is too short, or a setting that `Trainer` or the optimizer refuses.
+        InputError: wrong sizes, data that is too short, or a setting that `Trainer`, the optimizer or the schedule of
+            the learning rate refuses.
     """
     with tempfile.TemporaryDirectory() as folder:  # `Trainer` makes the output folder that it is told
         try:
             trainer = make_trainer(run, objective, copy.deepcopy(run.reference.clip), None, Path(folder))
-            trainer.create_optimizer()
+            trainer.create_optimizer_and_scheduler(trainer.args.max_steps)
         except InputError:
             raise
-        except (ImportError, ValueError, RuntimeError) as error:
+        except (ImportError, ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"The trainer refuses its settings: {one_line(error)}") from error
     if trainer.args.get_warmup_steps(trainer.args.max_steps) >= trainer.args.max_steps:
         logger.warning(
@@ -87,18 +89,21 @@ def run_phase(run: Run, objective: Objective, previous: Path | None) -> Path:
         `Path`: the folder of the outcome, see [`NCUTrainer.save_outcome`].
     """
     arguments, final = run.arguments, run.workspace.final(objective.phase)
-    if final.is_dir():
+    folder = run.workspace.phase(objective.phase)
+    # The first process decides: a shared file system may show another one what is there a moment later.
+    found = {"complete": final.is_dir(), "checkpoint": str(last_checkpoint(folder) or "")}
+    found = broadcast_json(found, arguments.training.device)
+    if found["complete"]:
         logger.info("Phase %s is complete.", objective.phase)
         return final
     set_seed(arguments.training.seed)
     clip = load_clip(run.reference.source, run.reference.revision) if previous is None else load_clip(previous)
-    folder = run.workspace.phase(objective.phase)
     trainer = make_trainer(run, objective, clip, previous, folder)
-    checkpoint = last_checkpoint(folder) if resuming(arguments.training) else None
+    checkpoint = found["checkpoint"] if resuming(arguments.training) else ""
     logger.info(
         "Phase %s: %d steps%s.", objective.phase, trainer.args.max_steps, f", from {checkpoint}" * bool(checkpoint)
     )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint or None)
     trainer.save_outcome(final)
     return final
 

@@ -97,6 +97,7 @@ def run(arguments: Arguments, labelled_sets: LabelledSets | None = None) -> dict
         if arguments.model.model is None:
             save_initial(reference)
     barrier()
+    workspace.check_shared(device)
     resolve_forget_ratio(prepared)
 
     outcomes: list[Path] = []

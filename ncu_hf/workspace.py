@@ -8,10 +8,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ncu_hf.checkpoint import read_json, write_json
 from ncu_hf.cli import Arguments
 from ncu_hf.config import DataArguments, MethodArguments, ModelArguments, NCUTrainingArguments
 from ncu_hf.data.files import public_address
+from ncu_hf.distributed import gather_json
 from ncu_hf.errors import InputError
 
 _RUN_FILE = "run.json"
@@ -141,6 +144,18 @@ class Workspace:
         except OSError as error:
             raise InputError(f"--output_dir {self.folder}: cannot be written ({error.strerror}).") from error
 
+    def check_shared(self, device: torch.device) -> None:
+        """Once the folder is open: find out whether all processes see it. A collective.
+
+        Raises:
+            InputError: one of them does not.
+        """
+        if not all(gather_json((self.folder / _RUN_FILE).is_file(), device)):
+            raise InputError(
+                f"--output_dir {self.folder}: some processes do not see what the first one writes there; with several "
+                "machines, give a folder that all of them share."
+            )
+
     def _check_deletable(self, arguments: Arguments) -> None:
         if not (self.folder / _RUN_FILE).is_file():
             raise InputError(
@@ -186,8 +201,11 @@ def run_settings(arguments: Arguments) -> dict[str, Any]:
     settings = {**asdict(arguments.model), **asdict(arguments.data), **asdict(arguments.method)}
     for name in ("train_data", "eval_data"):  # a signature is a secret, and another one the next time
         settings[name] = settings[name] and public_address(settings[name])
-    del settings["max_bad_fraction"]  # only stops a run, which then goes on with a higher one
+    for name in ("max_bad_fraction", "data_timeout"):  # only stop a run, which then goes on with a higher one
+        del settings[name]
     for name in LEARNING_SETTINGS:
         value = getattr(arguments.training, name)
         settings[name] = value if isinstance(value, int | float | None) else str(getattr(value, "value", value))
+    for name in ("bf16", "fp16"):  # a configuration file of accelerate may ask for it, past the flags
+        settings[name] = arguments.training.mixed_precision == name
     return settings

@@ -2,7 +2,7 @@
 
     accelerate launch recipes/ncu.py --model openai/clip-vit-base-patch32 --train_data pairs.csv --output_dir out
     accelerate launch recipes/ncu.py --model ./clip --train_data 'shards/{0000..0131}.tar' --eval_data clean.parquet \
-        --image_column image --caption_column caption --output_dir out
+        --global_batch_size 512 --output_dir out
 
 --train_data and --eval_data take a CSV, parquet, WebDataset tars, a folder of images, or the id of a Hub data set.
 After a crash, the same command with --resume_from_checkpoint true goes on. --method clip continues plain training.

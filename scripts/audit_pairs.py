@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ncu_hf.cli import OneLineParser, run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.config import FORMULATIONS, DataArguments, MethodArguments
 from ncu_hf.data.decoding import clean_caption, decode_image
 from ncu_hf.data.files import public_address
@@ -35,8 +35,7 @@ SHOWN = 12  # pairs of each kind in the picture
 
 
 def parse() -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser([], description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    parser = script_parser(__doc__)
     parser.add_argument("--model", required=True, help="folder or Hub id of a CLIPModel with its processor")
     parser.add_argument("--data", required=True, help="csv, parquet, WebDataset tars, folder or Hub data set")
     parser.add_argument("--output", required=True, type=Path, help="CSV file; the picture goes beside it as .png")

@@ -12,7 +12,6 @@ Exit code: 0 if every stored quantity agrees, 1 if one does not or is not known,
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ncu_hf.cli import run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.config import FORMULATIONS, MethodArguments
 from ncu_hf.errors import InputError
 from ncu_hf.losses import extended_similarity, relation_loss, separation_losses
@@ -36,7 +35,7 @@ INPUTS = ("image", "text", "negative", "log_scale")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--formulation", choices=FORMULATIONS)
     parser.add_argument("--tolerance", type=float, default=1e-6, help="largest relative error (default: 1e-6)")

@@ -42,6 +42,7 @@ _OF_ENTRY = ("noise_shares", "seeds", "phase1_share")
 # Decided by the comparison; a flag of its own would make entries incomparable.
 _DECIDED = (
     *("output_dir", "train_data", "eval_data", "eval_sets", "image_column", "caption_column"),
+    *("eval_image_column", "eval_caption_column"),
     *(
         "noise_share",
         "noise_seed",

@@ -35,7 +35,7 @@ from study_writer import StudyFiles
 from tqdm import tqdm
 
 from ncu_hf.checkpoint import read_json
-from ncu_hf.cli import run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.errors import InputError, TrainingStopped, one_of
 
 LOG_FILE = "comparison.log"
@@ -44,7 +44,7 @@ JOBS_A_GPU = 2
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("comparison", type=Path, metavar="FILE", help="YAML file that says what is compared")
     parser.add_argument("--study", type=Path, metavar="FOLDER", help="data, instead of those that the file names")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="FOLDER", help="where everything is written")

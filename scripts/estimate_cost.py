@@ -17,7 +17,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ncu_hf.cli import run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.errors import InputError
 from ncu_hf.reporting.markdown import table
 
@@ -27,7 +27,7 @@ EPOCHS = (2, 8)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("reports", type=Path, nargs=2, metavar="FILE", help="of phase 1 and of phase 2")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 16], help="numbers of GPUs (default: 1 8 16)")
     parser.add_argument("--variant", default="ours", help="whose rate counts, e.g. ours_chunk_256 (default: ours)")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from ncu_hf.cli import OneLineParser, run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.comparing import Comparison, ComparisonSettings, compare
 from ncu_hf.distributed import barrier
 from ncu_hf.errors import InputError, one_line
@@ -41,8 +41,7 @@ OUTPUTS = ("json", "csv", "markdown", *PLOTS)
 
 def parse() -> argparse.Namespace:
     defaults = ComparisonSettings(models=[], suite=[])
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser([], description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    parser = script_parser(__doc__)
     parser.add_argument("--models", required=True, nargs="+", metavar="MODEL", help="folders or Hub ids, id@revision")
     parser.add_argument("--suite", required=True, nargs="+", metavar="SET", help="suites, names, Hub ids or paths")
     parser.add_argument("--probe", action="store_true", help="also a linear probe on each labelled set")

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ncu_hf.cli import OneLineParser, run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.config import DataArguments
 from ncu_hf.data.files import expand, public_address
 from ncu_hf.data.ground_truth import write_noisy_pairs
@@ -36,8 +36,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 def parse() -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser([], description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", required=True, help="csv, parquet, WebDataset tars, folder or Hub data set")
     parser.add_argument("--output", required=True, type=Path, help="parquet file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

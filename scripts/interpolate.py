@@ -17,14 +17,14 @@ from transformers import CLIPModel, CLIPProcessor
 from transformers.utils import logging as transformers_logging
 
 from ncu_hf.checkpoint import write_atomically
-from ncu_hf.cli import run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.errors import InputError
 from ncu_hf.interpolation import interpolate, weight_key
 from ncu_hf.loading import load_clip, load_model, pinned
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("reference", metavar="A", help="folder or Hub id of the model at weight 0")
     parser.add_argument("result", metavar="B", help="folder or Hub id of the model at weight 1")
     parser.add_argument("--weights", type=float, nargs="+", required=True, metavar="W", help="of B, in [0, 1]")

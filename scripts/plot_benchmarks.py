@@ -7,7 +7,6 @@ reads FOLDER/{objective,text,step,step_gpu,memory,scaling}.json, those that are 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ncu_hf.cli import run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.errors import InputError
 from ncu_hf.reporting.plots import BLUE, GREEN, LINES, SKY, VERMILION, save, tidy
 
@@ -39,7 +38,7 @@ NAMES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     drawers: dict[str, Callable[[Report], Figure]] = {

@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ncu_hf.cli import run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.publishing import HubSettings, check_login, publish_and_verify
 from ncu_hf.publishing.upload import check_folder
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("folder", type=Path, help="--output_dir of the run")
     parser.add_argument("--hub_model_id", help="repository, me/name; by default the folder's name, in your namespace")
     parser.add_argument("--private", action="store_true", default=None, help="a new repository is private")

@@ -21,12 +21,12 @@ from reproduce_settings import PaperSetting, Setting, StandInSetting
 from reproduce_steps import plan
 from reproduce_tables import ARCHITECTURE_LABELS, DATA_LABELS, EXPERIMENTS, chosen_rows
 
-from ncu_hf.cli import run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.errors import InputError
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("what", choices=EXPERIMENTS, help="table or figure of the paper")
     parser.add_argument("--training_data", choices=DATA_LABELS, help="only the rows of this data set")
     parser.add_argument("--architecture", choices=ARCHITECTURE_LABELS, help="only the rows of this image encoder")

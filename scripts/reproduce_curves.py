@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ncu_hf.checkpoint import read_json
-from ncu_hf.cli import run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.comparing import model_sources
 from ncu_hf.errors import InputError, one_of
 from ncu_hf.reporting.plots import BLUE, DPI, VERMILION
@@ -31,7 +31,7 @@ PANELS = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("comparison", type=Path, help="JSON file that evaluate.py wrote")
     parser.add_argument("--reference", required=True, metavar="MODEL", help="model before NCU, as given to evaluate.py")
     parser.add_argument("--points", required=True, nargs="+", metavar="MODEL=PAIRS", help="models after NCU")

@@ -31,7 +31,7 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from ncu_hf.checkpoint import write_atomically, write_json
-from ncu_hf.cli import run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.data.noise import Noise, inject_noise
 from ncu_hf.data.scenes import ATTRIBUTES, Scene, draw_scene
 from ncu_hf.errors import InputError
@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="OUT", help="folder to write; must be new")
     parser.add_argument("--pairs", type=int, default=512, help="training pairs of each data set")
     parser.add_argument("--images", type=int, default=40, help="images of each split of an evaluation set")

@@ -23,7 +23,7 @@ from study_sources import EMOJI_VENDOR, Study, emoji, photos, scenes
 from study_writer import write_study
 
 from ncu_hf.checkpoint import write_atomically
-from ncu_hf.cli import run_main
+from ncu_hf.cli import run_main, script_parser
 from ncu_hf.errors import InputError
 
 KINDS = ("scenes", "emoji", "photos")
@@ -31,7 +31,7 @@ HELD_OUT_BY = ("key", "book")
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("kind", choices=KINDS, help="what the study is made of")
     parser.add_argument("folder", type=Path, metavar="OUT", help="folder to write; must be new")
     parser.add_argument("--train_scenes", type=int, default=6000, help="of scenes: pairs to train on")

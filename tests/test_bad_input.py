@@ -19,6 +19,8 @@ from transformers import BertConfig
 
 from ncu_hf.checkpoint import read_json, write_json
 from ncu_hf.cli import parse_arguments
+from ncu_hf.demo import main as demo_main
+from ncu_hf.errors import InputError
 from ncu_hf.recipe import main
 from ncu_hf.trainer import NCUTrainer
 from ncu_hf.workspace import Workspace
@@ -109,10 +111,24 @@ def test_the_command_itself_is_accepted(options, monkeypatch, words):
         ({"eval_strategy": "steps"}, ["--eval_strategy", "--eval_data"]),
         ({"report_to": "nothing_known"}, ["nothing_known", "tensorboard"]),
         ({"optim": "adamw_torchh"}, ["adamw_torchh"]),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, ["min_lr"]),
+        ({"lr_scheduler_kwargs": '{"nonsense": 1}'}, ["nonsense"]),
+        ({"dataloader_prefetch_factor": 4}, ["--dataloader_prefetch_factor", "two batches ahead"]),
+        ({"hub_strategy": "end"}, ["--hub_strategy"]),
     ],
 )
 def test_flags(changes, named, refused):
     assert_names(refused(**changes), *named)
+
+
+@pytest.mark.parametrize("flag", ["model", "model_config", "train_data", "eval_data"])
+def test_the_demonstration_has_inputs_of_its_own(flag, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["ncu_demo.py", f"--{flag}", "mine", "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        demo_main()
+    assert stopped.value.code == 2
+    assert_names(capfd.readouterr().err, f"error: --{flag} mine", "recipes/ncu.py")
+    assert not (tmp_path / "out").exists()
 
 
 def test_data_smaller_than_a_batch(refused):
@@ -306,6 +322,25 @@ def test_resume_with_other_settings(refused, options, words):
     line = refused(resume_from_checkpoint="true", forget_ratio=0.2, learning_rate=1e-3)
     assert_names(line, "other settings", "forget_ratio was 0.1, is 0.2", "learning_rate was 5e-05, is 0.001")
     assert_names(refused(resume_from_checkpoint="true", data_seed=3), "data_seed")
+
+
+def test_what_only_stops_a_run_may_change(refused, options, words):
+    arguments, _ = parse_arguments(words(options))
+    Workspace(options["output_dir"]).open(arguments, "fingerprint", None)
+    changes = {"data_timeout": 1800, "max_bad_fraction": 0.5}
+    assert_names(refused(resume_from_checkpoint="true", **changes), "has changed")  # the data, and no setting
+
+
+def test_precision_is_that_of_the_launcher_too(refused, options, words, monkeypatch):
+    arguments, _ = parse_arguments(words(options))
+    Workspace(options["output_dir"]).open(arguments, "fingerprint", None)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert_names(refused(resume_from_checkpoint="true"), "bf16 was False, is True")
+
+
+def test_a_folder_that_another_machine_does_not_see(tmp_path):
+    with pytest.raises(InputError, match=r"--output_dir .* a folder that all of them share"):
+        Workspace(tmp_path / "run").check_shared(torch.device("cpu"))
 
 
 def test_a_run_of_an_earlier_release_had_the_settings_that_it_does_not_name(refused, options, words):

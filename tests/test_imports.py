@@ -59,7 +59,7 @@ ALLOWED = {
         "transfer",
     },
     "publishing": {"checkpoint", "config", "data", "evaluation", "loading", "modeling", "reporting"},
-    "workspace": {"checkpoint", "cli", "config", "data"},
+    "workspace": {"checkpoint", "cli", "config", "data", "distributed"},
     "run": {"cli", "data", "distributed", "loading", "workspace"},
 }
 TORCH_ONLY = (

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ncu_hf.data.decoding import read_image
 from ncu_hf.data.records import BadRecord, PairSource
-from ncu_hf.data.sources.noisy import NoisyCaptions
+from ncu_hf.data.sources.noisy import MatchedPairs, NoisyCaptions
 from ncu_hf.data.sources.stream_source import StreamSource
 
 INJECTED_NOISE = "injected_noise.parquet"
@@ -43,8 +43,10 @@ def keep_injected_noise(source: PairSource | StreamSource, folder: Path) -> None
 
     It has one row for each chosen pair, in stored order: `key`, `row` (its place in the training pairs, for keys may
     occur twice), `mismatched`, `caption` (as it is trained on) and `original_caption`. No other pair was changed.
+    Where the mismatched pairs are dropped, places are those of before.
     """
     path = folder / INJECTED_NOISE
+    source = source.noisy if isinstance(source, MatchedPairs) else source
     if isinstance(source, NoisyCaptions) and not path.exists():
         _write(path, _TRUTH, source.chosen())
 

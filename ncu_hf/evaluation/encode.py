@@ -241,12 +241,13 @@ class ClipEncoder:
         return tokenizer(list(texts), truncation=True, max_length=context, padding=False)["input_ids"]
 
     def _padded(self, rows: list[list[int]]) -> dict[str, Tensor]:
-        """`rows` as `input_ids` and `attention_mask` (B, longest).
+        """`rows` as `input_ids` and `attention_mask` (B, longest), padded with more end tokens.
 
-        A tokenizer without padding token gets more end tokens: pooling looks for the first one, so both are right.
+        Pooling looks for the first end token, or, in old configurations, for the first highest id, which a padding
+        token of its own may have.
         """
-        pad, longest = self.processor.tokenizer.pad_token_id, max(map(len, rows))
-        ids = [row + [row[-1] if pad is None else pad] * (longest - len(row)) for row in rows]
+        longest = max(map(len, rows))
+        ids = [row + row[-1:] * (longest - len(row)) for row in rows]
         mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
         device = self.model.device
         return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}

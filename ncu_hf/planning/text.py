@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from ncu_hf.planning.units import count, duration, size
+from ncu_hf.publishing.upload import LOCAL_FILES, LOCAL_FOLDERS
 
 if TYPE_CHECKING:
     from ncu_hf.planning.data import DataPlan
@@ -159,6 +160,10 @@ def _kept(data: DataPlan) -> str:
 def _tree(plan: Plan) -> Iterator[tuple[str, ...]]:
     yield "./", "model.safetensors, config.json, processor: a plain CLIPModel"
     yield "", "README.md (card), results.json, data_health.json, run.json, plots/"
+    if plan.measured:
+        yield "", "outcomes.safetensors: the outcome on each item measured"
+    if plan.noisy:
+        yield "", "injected_noise.parquet: the pairs made wrong"
     if plan.prompt:
         yield "negative_prompt/", "the learned prompt"
     if plan.from_scratch:
@@ -168,4 +173,5 @@ def _tree(plan: Plan) -> Iterator[tuple[str, ...]]:
     if plan.published is None:
         yield "published", "nothing (no --push_to_hub)"
     else:
-        yield "published", f"{plan.published}: all but phases/, initial/ and run.json"
+        yield "published", plan.published
+        yield "", f"all but {', '.join((*(f'{folder}/' for folder in LOCAL_FOLDERS), *LOCAL_FILES))}"

@@ -21,8 +21,8 @@ from ncu_hf.reporting.hub_results import EVAL_RESULTS, PREFIX
 # The settings name folders of this machine, outcomes on single items are for comparisons here, captions are data of
 # others; checkpoints and the model before training stay here, and so do hidden files, apart from the evaluation
 # results, which the Hub wants in a hidden folder.
-_LOCAL_FILES = ("run.json", OUTCOMES_FILE, INJECTED_NOISE)
-_LOCAL_FOLDERS = ("phases", "initial")
+LOCAL_FILES = ("run.json", OUTCOMES_FILE, INJECTED_NOISE)
+LOCAL_FOLDERS = ("phases", "initial")
 # What an earlier run left under these paths does not belong to this model; it stays in the history.
 _REPLACED = ("negative_prompt/", "plots/", f"{EVAL_RESULTS}/{PREFIX}")
 
@@ -104,7 +104,7 @@ def list_files(folder: Path) -> list[PurePosixPath]:
 
 
 def _is_published(path: PurePosixPath) -> bool:
-    if path.parts[0] in _LOCAL_FOLDERS or str(path) in _LOCAL_FILES:
+    if path.parts[0] in LOCAL_FOLDERS or str(path) in LOCAL_FILES:
         return False
     visible = path.parts[1:] if path.parent.name == path.parts[0] == EVAL_RESULTS else path.parts
     return not any(part.startswith(".") for part in visible)

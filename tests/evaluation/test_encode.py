@@ -46,6 +46,20 @@ def test_texts_equal_one_by_one_in_their_order(tiny, batch_size):
     assert (embeds[0] - embeds[1]).norm() > 1e-3
 
 
+def test_a_padding_token_above_the_end_token_changes_nothing(tiny):
+    """Old configurations say `eos_token_id` 2 and pool at the highest id."""
+    model, processor = copy.deepcopy(tiny[0]), copy.deepcopy(tiny[1])
+    model.config.text_config.eos_token_id = model.text_model.eos_token_id = 2
+    expected = ClipEncoder(model, processor).encode_texts(TEXTS)
+    processor.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    words = model.text_model.embeddings.token_embedding
+    more = words.weight.new_zeros(len(processor.tokenizer) - len(words.weight), words.weight.shape[1])
+    words.weight = torch.nn.Parameter(torch.cat([words.weight, more]))
+    assert processor.tokenizer.pad_token_id > processor.tokenizer.eos_token_id
+    found = ClipEncoder(model, processor).encode_texts(TEXTS)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
 def test_long_text_keeps_its_end_token(tiny):
     context = tiny[0].config.text_config.max_position_embeddings
     long = "blue star " * 100

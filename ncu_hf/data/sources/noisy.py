@@ -112,6 +112,7 @@ class MatchedPairs(ChosenRecords):
         rows = np.array([index for index in range(len(source)) if not source.is_mismatched(index)], dtype=np.int64)
         if not len(rows):
             raise InputError("--drop_mismatched: the noise made every pair wrong; lower --noise_share.")
+        self.noisy = source
         super().__init__(source, rows, ("matched",))
 
     @property

@@ -24,7 +24,7 @@ from ncu_hf.data.sources.remote import RemoteData, find_remote
 from ncu_hf.data.sources.stored import Stored
 from ncu_hf.data.sources.stream_source import FIRST_SHARDS, StreamSource
 from ncu_hf.data.sources.subset import Subset, take_subset, take_subset_of_stream
-from ncu_hf.data.sources.tables import TableSource, open_csv, open_parquet
+from ncu_hf.data.sources.tables import TableSource, open_csv, open_parquet, unescape
 from ncu_hf.data.sources.views import first_records, is_usable
 from ncu_hf.data.token_captions import caption_decoder
 from ncu_hf.errors import InputError
@@ -150,7 +150,7 @@ def open_pairs(
 def _open_files(kind: str, name: str, paths: list[Path], stored: Stored, class_column: str | None) -> PairSource:
     """Files on this machine, indexed."""
     if kind == "csv":
-        delimiter = _unescape(stored.delimiter)
+        delimiter = unescape(stored.delimiter)
         return open_csv(single(name, paths), *stored.names, delimiter, stored.image_root, class_column)
     if kind == "parquet":
         return open_parquet(paths, name, *stored.names, stored.image_root, class_column)
@@ -176,14 +176,6 @@ def _decode_captions(source: PairSource, caption_tokenizer: str) -> None:
     if not isinstance(source, TableSource):
         raise InputError(f"--caption_tokenizer: {source.name} ({source.format}) holds captions as text, not as ids.")
     source.decode_captions(caption_decoder(caption_tokenizer))
-
-
-def _unescape(delimiter: str) -> str:
-    r"""A tab is hard to type in a shell: accept `\t`."""
-    delimiter = "\t" if delimiter == "\\t" else delimiter
-    if len(delimiter) != 1 or delimiter in '"\r\n':
-        raise InputError(f"--delimiter: {delimiter!r} is not a single character. Typical: ',' or '\\t' or ';'.")
-    return delimiter
 
 
 def usable_captions(source: PairSource | StreamSource) -> list[str]:

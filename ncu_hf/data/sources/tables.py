@@ -214,6 +214,18 @@ def text_lines(path: Path) -> Iterator[str]:
                 ) from error
 
 
+def unescape(delimiter: str) -> str:
+    r"""A delimiter as it is meant; a tab is hard to type in a shell: `\t` is one.
+
+    Raises:
+        InputError: not a single character.
+    """
+    delimiter = "\t" if delimiter == "\\t" else delimiter
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise InputError(f"--delimiter: {delimiter!r} is not a single character. Typical: ',' or '\\t' or ';'.")
+    return delimiter
+
+
 def _header(path: Path, row: list[str]) -> list[str]:
     names = [name or f"unnamed_{i}" for i, name in enumerate(row)]
     doubled = sorted({name for name in names if names.count(name) > 1})

@@ -78,22 +78,20 @@ def open_set(
     return _open(find(spec, revision), Pairs(image_column, caption_column, image_root), name)
 
 
-def open_suite(
-    specs: Iterable[str],
-    *,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    image_root: str | Path | None = None,
-) -> list[EvaluationSet]:
+def open_suite(specs: Iterable[str], pairs: Pairs | None = None) -> list[EvaluationSet]:
     """Open several sets: names of [`SUITES`], and whatever [`open_set`] takes.
 
     What is wrong with a name or with files here shows before anything is downloaded. A set that is named twice is
     opened once; two sets of one name get numbers.
 
+    Args:
+        specs (`Iterable[str]`): As of [`open_set`].
+        pairs (`Pairs`, *optional*): How image-text pairs are stored.
+
     Returns:
         `list`: In the order in which they are named; their names differ.
     """
-    pairs = Pairs(image_column, caption_column, image_root)
+    pairs = Pairs() if pairs is None else pairs
     targets = find_suite(specs)
     opened = {
         target.identity: _open(target, pairs)

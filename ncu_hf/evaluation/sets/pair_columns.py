@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ncu_hf.data.shards.tar_samples import DEFAULT_CAPTION, DEFAULT_IMAGE
 from ncu_hf.data.sources.folders import METADATA_FILES
-from ncu_hf.data.sources.tables import text_lines
+from ncu_hf.data.sources.tables import text_lines, unescape
 from ncu_hf.errors import InputError, one_line
 from ncu_hf.evaluation.sets.labels_file import LABEL
 
@@ -23,29 +23,67 @@ _CAPTION_COLUMNS = ("caption", "captions", DEFAULT_CAPTION, "txt")
 
 @dataclass(frozen=True)
 class Pairs:
-    """How image-text pairs are stored, as far as the user says."""
+    """How image-text pairs are stored, as far as the user says.
+
+    Attributes:
+        image_column, caption_column (`str`, *optional*): Columns to read; whichever are there by default.
+        image_root (`str` or `Path`, *optional*): Folder of relative image paths.
+        delimiter (`str`, *optional*): Of a csv; by default a comma, of a tsv a tab.
+        likely (`tuple[str, str]`, *optional*): Columns of image and caption that are looked for first, and that are
+            read where columns cannot be looked up: those of the training data.
+    """
 
     image_column: str | None = None
     caption_column: str | None = None
     image_root: str | Path | None = None
+    delimiter: str | None = None
+    likely: tuple[str, str] | None = None
 
-    def options(self, path: Path) -> dict[str, Any]:
-        """Arguments of `open_pairs`: columns that are given, else those that are there."""
-        image, caption, path = DEFAULT_IMAGE, DEFAULT_CAPTION, _table(path)
-        if (existing := _table_columns(path)) is not None:
-            image = next((name for name in _IMAGE_COLUMNS if name in existing), _IMAGE_COLUMNS[0])
-            caption = next((name for name in _CAPTION_COLUMNS if name in existing), _CAPTION_COLUMNS[0])
+    def options(self, path: Path | None) -> dict[str, Any]:
+        """Arguments of `open_pairs` for a file or folder here, or for a data set of the Hub (`None`)."""
+        table = None if path is None else _table(path)
+        existing = None if table is None else self._table_columns(table)
+        if existing is None:
+            image, caption = self.likely or (DEFAULT_IMAGE, DEFAULT_CAPTION)
+        else:
+            image, caption = (next((name for name in names if name in existing), names[0]) for names in self._known)
         return {
             "image_column": self.image_column or image,
             "caption_column": self.caption_column or caption,
             "image_root": self.image_root,
-            "delimiter": _delimiter(path),
+            "delimiter": self.delimiter or ("," if table is None else _delimiter(table)),
         }
 
     def are_labels(self, path: Path) -> bool:
         """Whether a file is a csv of labels instead: it has a column of those, and none of captions."""
-        columns = _csv_columns(path) if _is_csv(path) else []
-        return LABEL in columns and (self.caption_column or _CAPTION_COLUMNS[0]) not in columns
+        columns = self._csv_columns(path) if _is_csv(path) else []
+        captions = [self.caption_column] if self.caption_column else self._known[1][: 2 if self.likely else 1]
+        return LABEL in columns and not set(captions) & set(columns)
+
+    @property
+    def _known(self) -> list[list[str]]:
+        """Columns of images and of captions that are looked for, in this order."""
+        likely = [[name] for name in self.likely] if self.likely else [[], []]
+        return [[*first, *known] for first, known in zip(likely, (_IMAGE_COLUMNS, _CAPTION_COLUMNS), strict=True)]
+
+    def _table_columns(self, path: Path) -> list[str] | None:
+        """Columns of a csv or parquet file; `None` of anything else."""
+        if _is_csv(path):
+            return self._csv_columns(path)
+        if path.suffix.lower() not in (".parquet", ".pq"):
+            return None
+        try:
+            return pq.read_schema(path).names
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: not a readable parquet file ({one_line(error)}).") from error
+
+    def _csv_columns(self, path: Path) -> list[str]:
+        """Names in the header of a csv file; empty if it has none that can be read."""
+        delimiter = unescape(self.delimiter) if self.delimiter else _delimiter(path)
+        try:
+            return [name.strip() for name in next(csv.reader(text_lines(path), delimiter=delimiter), [])]
+        except csv.Error:
+            return []
 
 
 def _table(path: Path) -> Path:
@@ -56,28 +94,8 @@ def _table(path: Path) -> Path:
     return next(tables, path)
 
 
-def _table_columns(path: Path) -> list[str] | None:
-    """Columns of a csv or parquet file; `None` of anything else."""
-    if _is_csv(path):
-        return _csv_columns(path)
-    if path.suffix.lower() not in (".parquet", ".pq"):
-        return None
-    try:
-        return pq.read_schema(path).names
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable parquet file ({one_line(error)}).") from error
-
-
 def _is_csv(path: Path) -> bool:
     return path.suffix.lower() in (".csv", ".tsv")
-
-
-def _csv_columns(path: Path) -> list[str]:
-    """Names in the header of a csv file; empty if it has none that can be read."""
-    try:
-        return [name.strip() for name in next(csv.reader(text_lines(path), delimiter=_delimiter(path)), [])]
-    except csv.Error:
-        return []
 
 
 def _delimiter(path: Path) -> str:
