@@ -16,7 +16,7 @@ from ncu_hf.cards import write_training_card
 from ncu_hf.checkpoint import last_checkpoint, read_json
 from ncu_hf.config import NCUTrainingArguments
 from ncu_hf.data import DataHealth, PairLoader, StreamSource
-from ncu_hf.distributed import broadcast_json
+from ncu_hf.distributed import broadcast_json, world
 from ncu_hf.errors import InputError, one_line
 from ncu_hf.loading import load_clip, make_prompt
 from ncu_hf.modeling import NCUModel, load_prompt
@@ -89,23 +89,33 @@ def run_phase(run: Run, objective: Objective, previous: Path | None) -> Path:
         `Path`: the folder of the outcome, see [`NCUTrainer.save_outcome`].
     """
     arguments, final = run.arguments, run.workspace.final(objective.phase)
-    folder = run.workspace.phase(objective.phase)
-    # The first process decides: a shared file system may show another one what is there a moment later.
-    found = {"complete": final.is_dir(), "checkpoint": str(last_checkpoint(folder) or "")}
-    found = broadcast_json(found, arguments.training.device)
-    if found["complete"]:
+    complete, checkpoint = _standing(run, objective)
+    if complete:
         logger.info("Phase %s is complete.", objective.phase)
         return final
     set_seed(arguments.training.seed)
     clip = load_clip(run.reference.source, run.reference.revision) if previous is None else load_clip(previous)
-    trainer = make_trainer(run, objective, clip, previous, folder)
-    checkpoint = found["checkpoint"] if resuming(arguments.training) else ""
+    trainer = make_trainer(run, objective, clip, previous, run.workspace.phase(objective.phase))
     logger.info(
         "Phase %s: %d steps%s.", objective.phase, trainer.args.max_steps, f", from {checkpoint}" * bool(checkpoint)
     )
-    trainer.train(resume_from_checkpoint=checkpoint or None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_outcome(final)
     return final
+
+
+def _standing(run: Run, objective: Objective) -> tuple[bool, str | None]:
+    """Whether a phase is complete, and the checkpoint to go on from; a collective.
+
+    The first process looks: a shared file system may show another one a moment later what is there, and would go on
+    showing it nothing once that has looked in vain.
+    """
+    found = None
+    if world()[0] == 0:
+        last = last_checkpoint(run.workspace.phase(objective.phase)) if resuming(run.arguments.training) else None
+        found = run.workspace.final(objective.phase).is_dir(), None if last is None else str(last)
+    complete, checkpoint = broadcast_json(found, run.arguments.training.device)
+    return complete, checkpoint
 
 
 def make_trainer(run: Run, objective: Objective, clip: CLIPModel, previous: Path | None, folder: Path) -> NCUTrainer:

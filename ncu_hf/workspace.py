@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ncu_hf.distributed import gather_json
 from ncu_hf.errors import InputError
 
 _RUN_FILE = "run.json"
+_PATIENCE = 60.0  # seconds; a network file system may show a new file as late as that
 _FINGERPRINT, _COMMIT = "data_fingerprint", "data_commit"
 # Settings of the trainer that change what is learned; a resumed run must have them as they were.
 LEARNING_SETTINGS = [
@@ -150,7 +152,10 @@ class Workspace:
         Raises:
             InputError: one of them does not.
         """
-        if not all(gather_json((self.folder / _RUN_FILE).is_file(), device)):
+        until = time.monotonic() + _PATIENCE
+        while not (seen := (self.folder / _RUN_FILE).is_file()) and time.monotonic() < until:
+            time.sleep(1)
+        if not all(gather_json(seen, device)):
             raise InputError(
                 f"--output_dir {self.folder}: some processes do not see what the first one writes there; with several "
                 "machines, give a folder that all of them share."

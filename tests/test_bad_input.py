@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig
 
+from ncu_hf import workspace
 from ncu_hf.checkpoint import read_json, write_json
 from ncu_hf.cli import parse_arguments
 from ncu_hf.demo import main as demo_main
@@ -338,7 +339,8 @@ def test_precision_is_that_of_the_launcher_too(refused, options, words, monkeypa
     assert_names(refused(resume_from_checkpoint="true"), "bf16 was False, is True")
 
 
-def test_a_folder_that_another_machine_does_not_see(tmp_path):
+def test_a_folder_that_another_machine_does_not_see(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "_PATIENCE", 0)
     with pytest.raises(InputError, match=r"--output_dir .* a folder that all of them share"):
         Workspace(tmp_path / "run").check_shared(torch.device("cpu"))
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT_VARIABLE = "NCU_HF_CACHE"
 # Changes when the encoder gives other values for the same input.
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 # What a configuration says of its file and its making, not of the function that the model computes.
 _NOT_OF_THE_FUNCTION = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 
