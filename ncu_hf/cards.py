@@ -13,7 +13,7 @@ from ncu_hf.checkpoint import read_json
 from ncu_hf.cli import Arguments
 from ncu_hf.config import GLOBAL_BATCH_SIZE, MethodArguments, NCUTrainingArguments
 from ncu_hf.data import DataHealth
-from ncu_hf.environment import command, environment
+from ncu_hf.environment import command, environment, machine
 from ncu_hf.modeling import PROMPT_FOLDER
 from ncu_hf.objectives import METHODS, build_objectives
 from ncu_hf.reporting.forgetting import forget_summary
@@ -25,6 +25,10 @@ from ncu_hf.workspace import LEARNING_SETTINGS, run_settings
 # Where the run says the same as the paper (section 5.1, and the released code), the card does not mark a setting.
 _OF_THE_PAPER = (
     "forget_ratio",
+    "forget_window",
+    "forget_target",
+    "negative_rank",
+    "freeze_token_embedding",
     "plan_weight",
     "entropy",
     "margin_low",
@@ -101,11 +105,14 @@ def describe_run(run: Run, phases: list[dict[str, Any]], health: DataHealth, fol
         "plots": _draw_losses(histories, folder),
         "command": command(),
         "environment": environment(),
+        "machine": machine(),
     }
     if "formulation" in _settings_of(arguments.method):
         described["formulation"] = arguments.method.formulation
         described["paper_hyperparameters"] = _paper_hyperparameters()
-        described["forget_summary"] = forget_summary(histories, arguments.method.forget_ratio)
+        described["forget_summary"] = forget_summary(
+            histories, arguments.method.forget_ratio, arguments.method.forget_window
+        )
     prompt = folder / PROMPT_FOLDER
     if prompt.is_dir():
         described["prompt"] = {"folder": PROMPT_FOLDER, "length": read_json(prompt / "config.json")["length"]}

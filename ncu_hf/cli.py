@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
@@ -44,6 +45,18 @@ def script_parser(description: str | None) -> OneLineParser:
     """For the few flags of a script, whose docstring is printed as it is."""
     formatter = argparse.RawDescriptionHelpFormatter
     return OneLineParser([], description=description, formatter_class=formatter, allow_abbrev=False)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device that `--device` names.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: cannot be used here ({one_line(error)}).") from error
 
 
 def parse_arguments(
@@ -96,7 +109,7 @@ def run_main(main: Callable[[], None]) -> None:
     except TrainingStopped as error:
         _exit(f"stopped: {error}", STOPPED)
     except KeyboardInterrupt:
-        _exit("stopped: interrupted. What was written stays; training goes on with --resume_from_checkpoint true.", 130)
+        _exit("stopped: interrupted. What was written stays; training goes on by --resume_from_checkpoint true.", 130)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _PEER_ENDED):
             raise

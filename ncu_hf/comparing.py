@@ -183,7 +183,7 @@ def _shortest_name(paths: dict[str, tuple[str, ...]], spec: str) -> str:
 def _tasks(settings: ComparisonSettings) -> Iterator[Task]:
     """What is asked for, sets opened."""
     stored = Pairs(settings.image_column, settings.caption_column, settings.image_root)
-    named = [spec for spec in settings.suite if spec != PROBE_SUITE]
+    named = [spec for spec in settings.suite if spec.lower() != PROBE_SUITE]
     sets = open_suite(named, stored) if named else []
     for one in sets:
         check_usable(one)
@@ -195,8 +195,9 @@ def _tasks(settings: ComparisonSettings) -> Iterator[Task]:
     if settings.similarities and all(isinstance(one, LabelledSet) for one in sets):
         raise InputError("--similarity_plot: none of the sets has captions; name one in --suite.")
     probed: list[EvaluationSet] = [one for one in sets if settings.probe and isinstance(one, LabelledSet)]
-    if PROBE_SUITE in settings.suite:
-        probed += open_suite([PROBE_SUITE], stored)
+    if len(named) < len(settings.suite):
+        known = {one.origin.fingerprint for one in probed}
+        probed += [one for one in open_suite([PROBE_SUITE], stored) if one.origin.fingerprint not in known]
     if settings.probe and not probed:
         raise InputError("--probe: none of the sets has labels; name a labelled set, or --suite probe.")
     for one in probed:

@@ -117,8 +117,8 @@ def _plan(arguments: Arguments, scenes: SceneArguments) -> dict[str, Any]:
     folder = _output_folder(arguments)
     with tempfile.TemporaryDirectory() as own:
         place = Path(gather_json(own, arguments.training.device)[0])  # that of the first process
-        train, _ = _draw(arguments, scenes, place)
-        arguments.data.train_data, arguments.data.eval_data = str(train), None
+        train, evaluation = _draw(arguments, scenes, place)
+        arguments.data.train_data, arguments.data.eval_data = str(train), str(evaluation)
         reference = _reference_arguments(arguments, scenes, folder / "reference")
         run(reference)
         arguments.training.output_dir = str(folder / "result")

@@ -140,6 +140,7 @@ def load_reference(
     seed: int,
     initial: Path,
     *,
+    revision: str | None = None,
     resume: bool = False,
 ) -> LoadedModel:
     """The model that a run starts from.
@@ -149,6 +150,7 @@ def load_reference(
         captions (`Callable`): Gives the texts for the tokenizer of a model from scratch; not called otherwise.
         seed (`int`): Seed of the weights of a model from scratch.
         initial (`Path`): Where a run keeps its model from scratch.
+        revision (`str`, *optional*): Of the Hub id, instead of `arguments.revision`.
         resume (`bool`, *optional*, defaults to `False`): Read a model from scratch from there, if it is there.
 
     Raises:
@@ -157,7 +159,7 @@ def load_reference(
     if (arguments.model is None) == (arguments.model_config is None):
         raise InputError("Give the model to start from: --model, or --model_config for one from scratch.")
     if arguments.model is not None:
-        return load_model(arguments.model, arguments.revision)
+        return load_model(arguments.model, revision or arguments.revision)
     if resume and initial.is_dir():
         return load_model(initial)
     clip, processor = build_reference(

@@ -12,6 +12,7 @@ import torch
 from ncu_hf.config import DataArguments
 from ncu_hf.data import Noise, PairSource, RemoteData, StreamSource, check_readable, find_remote, open_pairs
 from ncu_hf.data.files import expand, public_address
+from ncu_hf.data.sources.locate import is_url
 from ncu_hf.distributed import gather_json, local_first, world
 from ncu_hf.errors import InputError, TrainingStopped
 from ncu_hf.evaluation import EvaluationSet
@@ -109,15 +110,14 @@ def open_evaluation_sets(data: DataArguments, *, plan: bool = False) -> list[Eva
 
 
 def _open_evaluation_pairs(data: DataArguments) -> PairSource:
+    if is_url(data.eval_data):
+        raise InputError(f"--eval_data {public_address(data.eval_data)}: is only read as a stream. Download the files.")
     place = {"split": data.eval_split, "data_format": data.data_format, "streaming": False}
     if data.eval_data == data.train_data:  # a commit of one data set is none of another
         place |= {"revision": data.data_revision, "config": data.data_config}
         place |= {"caption_tokenizer": data.caption_tokenizer}
     stored = _evaluation_pairs(data).options(next(iter(expand(data.eval_data)), None))
-    source = open_pairs(data.eval_data, limit=data.eval_limit, **place, **stored)
-    if isinstance(source, StreamSource):
-        name = public_address(data.eval_data)
-        raise InputError(f"--eval_data {name}: is only read as a stream. Download the files of --eval_split.")
+    source = open_pairs(data.eval_data, **place, **stored)
     check_readable(source)
     return source
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelInfo, try_to_load_from_cache
 
 from ncu_hf.data.network.http_client import HTTP_ERROR
 from ncu_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _SAFE = {"model.safetensors", "model.safetensors.index.json"}
 _PICKLED = {"pytorch_model.bin", "pytorch_model.bin.index.json"}
@@ -26,7 +29,8 @@ def pin(repo: str, revision: str | None) -> str | None:
         revision (`str`, *optional*): Branch, tag or commit; `main` by default.
 
     Returns:
-        `str`: a full hash. From the cache where the Hub does not answer; `revision` itself where that knows nothing.
+        `str`: a full hash. From the cache where the Hub does not answer (of a branch without safetensors, the one other
+            commit there that has some); `revision` itself where that knows nothing.
 
     Raises:
         InputError: the weights are pickled, and there is no such copy.
@@ -34,8 +38,7 @@ def pin(repo: str, revision: str | None) -> str | None:
     try:
         return _pinned(HfApi(), repo, revision)
     except (HTTP_ERROR, OSError):
-        config = try_to_load_from_cache(repo, "config.json", revision=revision or "main")
-        return Path(config).parent.name if isinstance(config, str) else revision
+        return _cached(repo, revision) or revision
 
 
 def _pinned(api: HfApi, repo: str, revision: str | None) -> str:
@@ -55,6 +58,23 @@ def _pinned(api: HfApi, repo: str, revision: str | None) -> str:
         f"{repo}: its weights are pickled, and only safetensors are read. The Hub's converter has made no copy of "
         "them; ask for one at https://huggingface.co/spaces/safetensors/convert."
     )
+
+
+def _cached(repo: str, revision: str | None) -> str | None:
+    config = try_to_load_from_cache(repo, "config.json", revision=revision or "main")
+    if not isinstance(config, str):
+        return None
+    commit = Path(config).parent
+    if not _has_weights(commit):
+        others = [other for other in commit.parent.iterdir() if _has_weights(other)]
+        if len(others) == 1:
+            logger.warning("%s: the Hub does not answer; its commit %s is in the cache.", repo, others[0].name)
+            return others[0].name
+    return commit.name
+
+
+def _has_weights(snapshot: Path) -> bool:
+    return any((snapshot / name).exists() for name in _SAFE)
 
 
 def _blobs(info: ModelInfo) -> dict[str, str | None]:

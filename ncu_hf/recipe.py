@@ -78,6 +78,7 @@ def run(arguments: Arguments, labelled_sets: LabelledSets | None = None) -> dict
         partial(usable_captions, source),
         arguments.training.seed,
         workspace.initial,
+        revision=workspace.model_revision(arguments),
         resume=resuming(arguments.training),
     )
     prepared = Run(arguments, workspace, source, reference)
@@ -92,7 +93,7 @@ def run(arguments: Arguments, labelled_sets: LabelledSets | None = None) -> dict
     if labelled_sets is not None:
         sets += [labelled for one in sets if one.origin.name == HELD_OUT for labelled in labelled_sets(one)]
     if arguments.training.should_save:
-        workspace.open(arguments, source.fingerprint, source.revision)
+        workspace.open(arguments, source.fingerprint, source.revision, reference.revision)
         keep_injected_noise(source, workspace.folder)
         if arguments.model.model is None:
             save_initial(reference)

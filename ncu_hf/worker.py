@@ -65,6 +65,7 @@ def answer(task: dict[str, Any], answers: TextIO) -> None:
 
 
 def perform(task: dict[str, Any]) -> None:
+    sys.argv[1:] = task["argv"]  # what the card of a run gives as its command
     arguments, _ = parse_arguments(task["argv"])
     set_up_logging(arguments.training)
     if mixtures := task.get("mixtures"):

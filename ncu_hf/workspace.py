@@ -20,7 +20,7 @@ from ncu_hf.errors import InputError
 
 _RUN_FILE = "run.json"
 _PATIENCE = 60.0  # seconds; a network file system may show a new file as late as that
-_FINGERPRINT, _COMMIT = "data_fingerprint", "data_commit"
+_FINGERPRINT, _DATA_COMMIT, _MODEL_COMMIT = "data_fingerprint", "data_commit", "model_commit"
 # Settings of the trainer that change what is learned; a resumed run must have them as they were.
 LEARNING_SETTINGS = [
     "seed",
@@ -119,12 +119,26 @@ class Workspace:
 
     def data_revision(self, arguments: Arguments) -> str | None:
         """Revision of the training data to read: a run goes on with the commit that it was started on."""
-        if resuming(arguments.training) and (self.folder / _RUN_FILE).is_file():
-            return read_json(self.folder / _RUN_FILE).get(_COMMIT) or arguments.data.data_revision
-        return arguments.data.data_revision
+        return self._recorded(arguments, _DATA_COMMIT) or arguments.data.data_revision
 
-    def open(self, arguments: Arguments, data_fingerprint: str, data_commit: str | None) -> None:
+    def model_revision(self, arguments: Arguments) -> str | None:
+        """The same for the model that the run starts from."""
+        return self._recorded(arguments, _MODEL_COMMIT) or arguments.model.revision
+
+    def _recorded(self, arguments: Arguments, name: str) -> str | None:
+        if resuming(arguments.training) and (self.folder / _RUN_FILE).is_file():
+            return read_json(self.folder / _RUN_FILE).get(name)
+        return None
+
+    def open(
+        self, arguments: Arguments, data_fingerprint: str, data_commit: str | None, model_commit: str | None = None
+    ) -> None:
         """Make the folder ready: delete an earlier run if that was asked for, write the settings.
+
+        Args:
+            arguments (`Arguments`): The settings.
+            data_fingerprint (`str`): Of the training data.
+            data_commit, model_commit (`str`, *optional*): Of data and model that come from the Hub.
 
         Raises:
             InputError: see [`check`]; or the training data are not those that the run to go on with was started on.
@@ -141,8 +155,8 @@ class Workspace:
             shutil.rmtree(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            data = {_FINGERPRINT: data_fingerprint, _COMMIT: data_commit}
-            write_json(self.folder / _RUN_FILE, {**run_settings(arguments), **data})
+            inputs = {_FINGERPRINT: data_fingerprint, _DATA_COMMIT: data_commit, _MODEL_COMMIT: model_commit}
+            write_json(self.folder / _RUN_FILE, {**run_settings(arguments), **inputs})
         except OSError as error:
             raise InputError(f"--output_dir {self.folder}: cannot be written ({error.strerror}).") from error
 

@@ -4,8 +4,9 @@
     accelerate launch recipes/ncu_demo.py --noise_share 0.4 --formulation paper
 
 Draws captioned scenes, shuffles the captions of --noise_share of them, trains a small reference CLIP on the noisy
-pairs from scratch, fine-tunes it with --method, and measures both on clean scenes. Every flag of `ncu.py` works here
-and belongs to the fine-tuning; the flags of the scenes and of the reference are listed first by --help.
+pairs from scratch, fine-tunes it with --method, and measures both on clean scenes. The flags of `ncu.py` that do not
+name data or a model to start from work here, and belong to the fine-tuning; those of the scenes and of the reference
+are the last ones of --help.
 """
 
 from ncu_hf.demo import main

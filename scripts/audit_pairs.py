@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ncu_hf.cli import run_main, script_parser
+from ncu_hf.cli import run_main, script_parser, usable_device
 from ncu_hf.config import FORMULATIONS, DataArguments, MethodArguments
 from ncu_hf.data.decoding import clean_caption, decode_image
 from ncu_hf.data.files import public_address
 from ncu_hf.data.records import BadRecord, PairSource
+from ncu_hf.data.sources.locate import is_url
 from ncu_hf.data.sources.open import open_pairs
-from ncu_hf.data.sources.stream_source import StreamSource
-from ncu_hf.errors import InputError, one_line
+from ncu_hf.errors import InputError
 from ncu_hf.evaluation.detection import batched_confidence
 from ncu_hf.evaluation.encode import ClipEncoder
 from ncu_hf.evaluation.sets.images import SourceImages
@@ -68,10 +68,9 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--batch_size must be at least 2, got {arguments.batch_size}.")
     if arguments.rounds < 1:
         raise InputError(f"--rounds must be at least 1, got {arguments.rounds}.")
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {arguments.device}: cannot be used here ({one_line(error)}).") from error
+    if is_url(arguments.data):
+        raise InputError(f"--data {public_address(arguments.data)}: is only read as a stream. Download the files.")
+    usable_device(arguments.device)
     if arguments.output.suffix != ".csv":
         raise InputError(f"--output must end in .csv, got {arguments.output}.")
     refuse_existing(
@@ -139,8 +138,6 @@ def main() -> None:
         split=arguments.split,
         limit=arguments.limit,
     )
-    if isinstance(source, StreamSource):
-        raise InputError(f"--data {public_address(arguments.data)}: is only read as a stream. Download the files.")
     model = load_model(arguments.model)
     encoder = ClipEncoder(model.clip, model.processor, device=arguments.device)
     pairs = ReadablePairs(source, encoder)

@@ -32,8 +32,9 @@ from benchmark_text import TEXT  # noqa: E402
 from benchmark_timing import Row, Tables  # noqa: E402
 from benchmark_transport import TRANSPORT  # noqa: E402
 
-from ncu_hf.cli import run_main  # noqa: E402
+from ncu_hf.cli import run_main, script_parser, usable_device  # noqa: E402
 from ncu_hf.environment import commit  # noqa: E402
+from ncu_hf.reporting.audit import refuse_existing  # noqa: E402
 
 BENCHMARKS = {
     **{"transport": TRANSPORT, "objective": OBJECTIVE, "data": DATA, "text": TEXT},
@@ -67,18 +68,22 @@ def show(tables: Tables) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(name, help=benchmark.summary, description=benchmark.summary)
         command.add_argument("--repeats", type=int, default=5, help="timed rounds after the warm-up (default: 5)")
         command.add_argument("--threads", type=int, help="CPU threads of torch (default: its own choice)")
-        command.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+        command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
         command.add_argument("--json", type=Path, metavar="FILE", help="write results, machine, versions, commit here")
+        command.add_argument("--overwrite", action="store_true", help="replace an existing file")
         benchmark.add_flags(command)
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
+    options.device = usable_device(options.device)
+    if options.json:
+        refuse_existing({options.json: "--json"}, options.overwrite)
     return options
 
 

@@ -22,6 +22,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ncu_hf.data import ImageTransform, PairCollator, PairLoader, decode_image, normalize, open_pairs
 from ncu_hf.data.order import CROP, keyed_generator
+from ncu_hf.errors import InputError
 from ncu_hf.reference import train_tokenizer
 
 # Samples before memory is watched: buffers, caches of codecs and of the allocator are filled by then.
@@ -51,7 +52,7 @@ def benchmark_data(options: argparse.Namespace) -> Tables:
     if options.jpegs:
         files = {"files": [path.read_bytes() for path in sorted(options.jpegs.glob("*.jpg"))]}
         if not files["files"]:
-            raise SystemExit(f"{options.jpegs}: no *.jpg there.")
+            raise InputError(f"--jpegs {options.jpegs}: no *.jpg there.")
     else:
         files = {size: draw_photos(size, options.images, options.quality) for size in options.sizes}
     tables = {"transforms": [_transforms_case(size, jpegs, options.repeats) for size, jpegs in files.items()]}
@@ -235,7 +236,7 @@ def _resident_mib(process: int) -> float:
     """Memory of a process without what it shares: finished batches lie in shared memory until they are consumed."""
     status = Path(f"/proc/{process}/status")
     if not status.exists():
-        raise SystemExit("Memory is read from /proc, as Linux has it. Use --memory_samples 0 here.")
+        raise InputError("Memory is read from /proc, as Linux has it. Use --memory_samples 0 here.")
     values = dict(line.split(":", 1) for line in status.read_text().splitlines())
     return sum(int(values[name].split()[0]) for name in ("RssAnon", "RssFile")) / 2**10
 

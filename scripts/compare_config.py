@@ -113,15 +113,16 @@ class Comparison:
         return self.methods | {entry.name: entry for entry in self.parts().values()}
 
     def parts(self) -> dict[float, Entry]:
-        """Entries of Figure 4 by share of the data, without the whole."""
+        """Entries of Figure 4 by share of the data, without the whole, at the noise share that is shown."""
         if self.figure4 is None:
             return {}
         whole = self.methods[self.figure4.entry]
+        shown = max(self.noise_shares) if self.shown_noise_share is None else self.shown_noise_share
         return {
             share: Entry(
                 f"{whole.name}@{100 * share:g}%",
                 whole.flags | {"train_subset": f"{100 * share:g}%"},
-                whole.noise_shares,
+                tuple(noise for noise in whole.noise_shares if noise == shown),
                 whole.seeds,
                 whole.phase1_share,
                 share,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,17 @@ def report(comparison: Comparison, study: StudyFiles, units: list[Unit]) -> dict
         "summary": summarise(comparison, records),
         "differences": differences(comparison, records),
         "interpolation": interpolations(units),
-        "machine": machine(),
-        "environment": environment(),
+        "machines": _distinct(record.results["machine"] for record in records if "machine" in record.results),
+        "reported_on": machine() | environment(),
         "command": command(),
     }
+
+
+def _distinct(machines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the runs were trained on, each once: a comparison may go on elsewhere, and be reported elsewhere."""
+    found: list[dict[str, Any]] = []
+    found += (one for one in machines if one not in found)
+    return found
 
 
 def described(comparison: Comparison) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ncu_hf.reporting.markdown import table
 # What the Hub's copies hold; of YFCC15M-R about that many.
 PAIRS = {"CC3M": 2_905_954, "CC12M": 10_968_539, "YFCC15M-R": 15_000_000}
 EPOCHS = (2, 8)
+PHASES = ("negative_prompt", "unlearning")
 
 
 def main() -> None:
@@ -45,16 +46,18 @@ def main() -> None:
         raise InputError("--efficiency and --mfu are shares in (0, 1].")
     if min(options.gpus) < 1:
         raise InputError(f"--gpus must be at least 1, got {min(options.gpus)}.")
-    rates = [rate(path, options) for path in options.reports]
+    rates = [rate(path, phase, options) for path, phase in zip(options.reports, PHASES, strict=True)]
     print(source(rates, options))
     print()
     print(table(*costs(rates, options)))
 
 
-def rate(path: Path, options: argparse.Namespace) -> float:
-    """Samples a second on one GPU, measured or assumed."""
-    row, batch, gpu = read_step(path, options.variant)
+def rate(path: Path, phase: str, options: argparse.Namespace) -> float:
+    """Samples a second on one GPU in a phase, measured or assumed."""
+    row, batch, gpu = read_step(path, options.variant, phase)
     if options.mfu is not None:
+        if row["tflop"] is None:
+            raise InputError(f"{path}: no operations were counted for {options.variant}.")
         return 1e12 * options.peak_tflops * options.mfu / (1e12 * row["tflop"] / batch)
     if gpu is None:
         raise InputError(f"{path}: was measured on a CPU; measure on a GPU, or give --peak_tflops and --mfu.")
@@ -63,18 +66,20 @@ def rate(path: Path, options: argparse.Namespace) -> float:
     return row["samples_a_second"]
 
 
-def read_step(path: Path, variant: str) -> tuple[dict, int, str | None]:
-    """The row of a variant, the batch, and the GPU of a report of `benchmark.py step`.
+def read_step(path: Path, variant: str, phase: str) -> tuple[dict, int, str | None]:
+    """The row of a variant, the batch, and the GPU of a report of `benchmark.py step` on a phase.
 
     Raises:
-        InputError: no such file, another kind of file, or no such variant.
+        InputError: no such file, another kind of file, another phase, or no such variant.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         rows = {row["variant"]: row for row in report["step"]}
-        batch, gpu = report["options"]["batch"], report["gpu"]
+        batch, gpu, measured = report["options"]["batch"], report["gpu"], report["options"]["phase"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is no report of `benchmark.py step --json` ({type(error).__name__}).") from error
+    if measured != phase:
+        raise InputError(f"{path}: is of phase {measured}, not {phase}; name the report of phase 1 first.")
     if variant not in rows:
         raise InputError(f"--variant {variant}: {path} has {', '.join(rows)}.")
     return rows[variant], batch, gpu
@@ -88,7 +93,7 @@ def source(rates: list[float], options: argparse.Namespace) -> str:
             f"Assumed, not measured: {told}, which is {100 * options.mfu:g} % of {options.peak_tflops:g} TFLOP/s "
             "over the counted operations of a sample."
         )
-    return f"Measured: {told}, on one {read_step(options.reports[1], options.variant)[2]}."
+    return f"Measured: {told}, on one {read_step(options.reports[1], options.variant, PHASES[1])[2]}."
 
 
 def costs(rates: list[float], options: argparse.Namespace) -> tuple[list[str], list[list[str]]]:

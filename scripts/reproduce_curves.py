@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    results = read_json(arguments.comparison)["results"]
+    results = read_results(arguments.comparison)
     sizes = dict(map(point, arguments.points))
     reference, *models = (found.name for found in model_sources([arguments.reference, *sizes]))
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
@@ -58,6 +58,18 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.output, dpi=DPI)
     print(f"Written: {arguments.output}")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Numbers of all models.
+
+    Raises:
+        InputError: not a file that evaluate.py wrote.
+    """
+    try:
+        return read_json(path)["results"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is no report of `evaluate.py --json` ({type(error).__name__}).") from error
 
 
 def point(text: str) -> tuple[str, int]:

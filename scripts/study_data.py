@@ -4,7 +4,7 @@
     python scripts/study_data.py emoji studies/emoji --emoji emoji.parquet --held_out_vendor noto
     python scripts/study_data.py photos studies/photos --photos figures.parquet --labels_csv waste/labels.csv
 
-`scenes` are drawn; `emoji` reads a parquet file with the columns key, png, txt, name, vendor, group, subgroup; `photos`
+`scenes` are drawn; `emoji` reads a parquet file with the columns key, png, name, keywords, vendor; `photos`
 one with the columns key, jpg, txt and, where it is there, kind (only pictures are taken) and book.
 
     study.json                       what is here; scripts/compare_methods.py reads it

@@ -110,7 +110,7 @@ def benchmark(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[str, dict[st
 
     def run(*arguments: object) -> tuple[str, dict[str, Any]]:
         report = tmp_path / "report.json"
-        script.main([*map(str, arguments), "--json", str(report)])
+        script.main([*map(str, arguments), "--json", str(report), "--overwrite"])
         return capsys.readouterr().out, json.loads(report.read_text())
 
     return run

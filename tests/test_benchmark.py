@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from ncu_hf.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
 LINUX = Path("/proc/self/status").exists()
 
 
@@ -62,3 +66,25 @@ def test_transport(benchmark):
     _, report = benchmark("transport", "--n", 48, 64, "--repeats", 1)
     assert [row["n"] for row in report["rows"]] == [48, 64]
     assert all(row["released_difference"] < 1e-3 and row["marginal_converged"] for row in report["rows"])
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["transport", "--device", "no_such"], "--device no_such"),
+        (["objective", "--foo"], "--foo"),
+        (["objective", "--json", "absent/x.json"], "--json"),
+        (["data", "--jpegs", "absent"], "--jpegs absent"),
+    ],
+)
+def test_wrong_input(words, named, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    with pytest.raises(InputError, match=named):
+        importlib.import_module("benchmark").main(words)
+
+
+def test_a_report_is_not_replaced_unasked(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(InputError, match="--overwrite"):
+        importlib.import_module("benchmark").main(["transport", "--json", str(tmp_path / "x.json")])

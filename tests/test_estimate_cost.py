@@ -21,12 +21,15 @@ def estimate(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     script = importlib.import_module("estimate_cost")
 
-    def run(*flags: object, gpu: str | None = "A GPU", rates: tuple = (1000.0, 500.0)) -> str:
+    def run(
+        *flags: object, gpu: str | None = "A GPU", rates: tuple = (1000.0, 500.0), phases: tuple = script.PHASES
+    ) -> str:
         files = []
         for phase, rate in enumerate(rates):
             row = {"variant": "ours", "samples_a_second": rate, "tflop": 2.0 * (phase + 1)}
             files.append(tmp_path / f"{phase}.json")
-            files[-1].write_text(json.dumps({"options": {"batch": 100}, "gpu": gpu, "step": [row]}))
+            options = {"batch": 100, "phase": phases[phase]}
+            files[-1].write_text(json.dumps({"options": options, "gpu": gpu, "step": [row]}))
         monkeypatch.setattr(sys, "argv", [str(word) for word in ("estimate_cost.py", *files, *flags)])
         script.main()
         return capsys.readouterr().out
@@ -67,3 +70,8 @@ def test_what_is_assumed_is_called_so(estimate):
 def test_wrong_input(estimate, flags, gpu, rates, said):
     with pytest.raises(InputError, match=said):
         estimate(*flags, gpu=gpu, rates=rates)
+
+
+def test_reports_in_the_wrong_order(estimate):
+    with pytest.raises(InputError, match=r"is of phase unlearning, not negative_prompt"):
+        estimate(phases=("unlearning", "negative_prompt"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from ncu_hf.config import DataArguments
 from ncu_hf.data import usable_captions
 from ncu_hf.errors import InputError
-from ncu_hf.evaluation import CaptionedSet
+from ncu_hf.evaluation import CaptionedSet, LabelledSet
 from ncu_hf.opening import open_evaluation_sets, open_training_pairs
 
 
@@ -92,3 +93,24 @@ def test_pairs_with_a_label_are_pairs(table):
     path = table("image", "caption", label=list("aabbcc"))
     (found,) = open_evaluation_sets(DataArguments(eval_sets=str(path)))
     assert isinstance(found, CaptionedSet)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels"])
+def test_the_delimiter_of_the_training_pairs_is_not_that_of_all_tables(kind, table, rows):
+    """A table that it does not divide is read as its name says."""
+    path = table("image", "caption") if kind == "pairs" else table("image", "label")
+    if kind == "labels":
+        classes = {"classes": sorted({row["caption"] for row in rows}), "templates": ["a photo of {c}"]}
+        (path.parent / "classes.json").write_text(json.dumps(classes))
+    (found,) = open_evaluation_sets(DataArguments(eval_sets=str(path), delimiter="\\t"))
+    assert isinstance(found, CaptionedSet if kind == "pairs" else LabelledSet) and len(found.images) == 6
+
+
+def test_the_first_pairs_are_said_to_be_that(scenes):
+    (found,) = open_evaluation_sets(DataArguments(eval_data=str(scenes), eval_limit=20))
+    assert len(found.images) <= 20 and "the first 20 of 96" in found.origin.note
+
+
+def test_pairs_behind_an_address_are_not_measured_on():
+    with pytest.raises(InputError, match=r"--eval_data .*: is only read as a stream"):
+        opened(eval_data="http://127.0.0.1:9/x-{0000..0003}.tar")

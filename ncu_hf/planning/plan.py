@@ -75,7 +75,8 @@ class Plan:
         save_every (`str`): When checkpoints are written.
         from_scratch (`bool`): Whether the model before training is written too.
         prompt (`bool`): Whether the result holds a negative prompt.
-        measured, noisy (`bool`): Whether something is measured, and whether pairs are made wrong.
+        estimated, measured, noisy (`bool`): Whether the share to forget is estimated, something is measured, and pairs
+            are made wrong.
         published (`str`, *optional*): Repository on the Hub.
         warnings (`tuple[str, ...]`): Doubtful choices, each with what to do about it.
     """
@@ -91,6 +92,7 @@ class Plan:
     save_every: str
     from_scratch: bool
     prompt: bool
+    estimated: bool
     measured: bool
     noisy: bool
     published: str | None
@@ -133,6 +135,7 @@ def make_plan(run: Run, objectives: Sequence[Objective]) -> Plan:
         "save_every": _save_every(run),
         "from_scratch": run.arguments.model.model is None,
         "prompt": any(objective.needs_prompt for objective in objectives),
+        "estimated": training.estimate_forget_ratio,
         "measured": any((run.arguments.data.eval_data, run.arguments.data.eval_sets)),
         "noisy": run.arguments.data.noise_share > 0,
         "published": _repository(run) if training.push_to_hub else None,

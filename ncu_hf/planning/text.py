@@ -160,6 +160,8 @@ def _kept(data: DataPlan) -> str:
 def _tree(plan: Plan) -> Iterator[tuple[str, ...]]:
     yield "./", "model.safetensors, config.json, processor: a plain CLIPModel"
     yield "", "README.md (card), results.json, data_health.json, run.json, plots/"
+    if plan.estimated:
+        yield "", "forget_ratio.json: the estimated share to forget"
     if plan.measured:
         yield "", "outcomes.safetensors: the outcome on each item measured"
     if plan.noisy:

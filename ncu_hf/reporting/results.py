@@ -41,6 +41,7 @@ run = {
   "card_sha256": "...",                 # of the card that was made of all this; in the file alone
   "command": "accelerate launch recipes/ncu.py ...",     # optional
   "environment": {"torch": "2.13.0", ...},               # optional
+  "machine": {"processor": "...", "cores": 8, "gpus": ["..."], "commit": "..."},   # optional: that it was trained on
 }
 Z = {"accuracy", "top5", "mean_per_class", "interval": {metric: [low, high]}, "n", "n_classes", "primary", "hash"}
 R = {"n_images", "n_captions", "image_to_text": {"R@1", "R@5", "R@10", "median_rank", "interval"},

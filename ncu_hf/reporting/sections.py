@@ -159,10 +159,12 @@ def forget_summary_text(summary: dict) -> str:
     """What the table shows, and what the run cannot know."""
     phase = f" of phase {code(summary['phase'])}" if "phase" in summary else ""
     confidence = summary["confidence"]
-    text = (
-        f"In each of the {summary['n_steps']:,} steps{phase} the {100 * summary['share']:.3g} % of a batch with the"
-        " lowest clean confidence formed the forget set."
-    )
+    share, window = f"{100 * summary['share']:.3g} %", summary.get("window", 1)
+    chosen = f"the {share} of a batch with the lowest clean confidence"
+    if window > 1:
+        chosen = f"those pairs of a batch that are among the {share} of lowest clean confidence of the last {window}"
+        chosen += " batches together"
+    text = f"In each of the {summary['n_steps']:,} steps{phase} {chosen} formed the forget set."
     if {"q10", "q50", "q90"} <= set(confidence):
         low, middle, high = (confidence[key] for key in ("q10", "q50", "q90"))
         text += f" Over all pairs of the last steps its median was {middle:.3f}, its 10 % and 90 % quantiles"

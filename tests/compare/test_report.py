@@ -76,7 +76,7 @@ def report(config, small, study, make_units, tmp_path):
 def test_numbers_are_those_computed_by_hand(report, row):
     numbers = report(recommended="ncu")
     assert numbers["missing"] == []
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", numbers["machine"]["commit"] or 40 * "0")
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", numbers["reported_on"]["commit"] or 40 * "0")
     clip = row(numbers["summary"], entry="clip", metric="mean_recall")
     assert (clip["mean"], clip["n"]) == (0.375, 2)
     assert clip["sd"] == pytest.approx(0.25 / 2**0.5)

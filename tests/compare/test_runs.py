@@ -48,7 +48,7 @@ def test_a_killed_comparison_ends_in_the_same_numbers(study, write_config, row, 
     first, second = (json.loads((folder / "comparison.json").read_text()) for folder in (whole, killed))
     for name in NUMBERS:
         assert first[name] == second[name], name
-    assert first["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert first["machines"][0]["cores"] == len(os.sched_getaffinity(0))
     stages = row(first["runs"], entry="ncu", seed=1)["forget_set"]
     assert list(stages) == ["before", "negative_prompt", "after"]
     for folder in (whole, killed):

@@ -70,8 +70,11 @@ def test_pickled_weights_are_not_read(proposed, repo, files):
         load_model(REPO)
 
 
-def test_a_hub_that_does_not_answer_leaves_the_cache(hub, repo, files, make_fault, monkeypatch):
-    commit = repo.add("main", files, "model")
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_hub_that_does_not_answer_leaves_the_cache(pickled, repo, files, monkeypatch):
+    commit = repo.add("main", without_weights(files) | PICKLED if pickled else files, "model")
+    if pickled:
+        commit = propose(repo, BOT, TITLE, files | PICKLED)
     expected = load_model(REPO)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     loaded = load_model(REPO)

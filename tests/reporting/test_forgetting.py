@@ -17,6 +17,7 @@ def test_first_and_last_line_of_the_last_phase():
     assert forget_summary(history, 0.1) == {
         "phase": "unlearning",
         "share": 0.1,
+        "window": 1,
         "n_steps": 25,
         "confidence": {
             "forget": {"first": 0.2, "last": 0.1},

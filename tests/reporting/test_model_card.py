@@ -177,6 +177,8 @@ def test_a_run_without_known_mismatches_tells_what_it_forgot(unmeasured, render)
     assert "In each of the 40 steps of phase `unlearning` the 30 % of a batch" in text
     assert "median was 0.250, its 10 % and 90 % quantiles 0.100 and 0.900." in text
     assert "| forget set | 0.125 | 0.125 |\n| retained pairs | 0.500 | 0.500 |" in text
+    unmeasured["forget_summary"] = forget_summary({"unlearning": [line, last]}, 0.3, 16)
+    assert "that are among the 30 % of lowest clean confidence of the last 16 batches together" in render(unmeasured)
 
 
 def test_known_mismatches_are_told_instead_of_the_log(run, render):

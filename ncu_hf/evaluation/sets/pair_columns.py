@@ -28,7 +28,7 @@ class Pairs:
     Attributes:
         image_column, caption_column (`str`, *optional*): Columns to read; whichever are there by default.
         image_root (`str` or `Path`, *optional*): Folder of relative image paths.
-        delimiter (`str`, *optional*): Of a csv; by default a comma, of a tsv a tab.
+        delimiter (`str`, *optional*): Of a csv whose header it divides; of others a comma, of a tsv a tab.
         likely (`tuple[str, str]`, *optional*): Columns of image and caption that are looked for first, and that are
             read where columns cannot be looked up: those of the training data.
     """
@@ -51,14 +51,14 @@ class Pairs:
             "image_column": self.image_column or image,
             "caption_column": self.caption_column or caption,
             "image_root": self.image_root,
-            "delimiter": self.delimiter or ("," if table is None else _delimiter(table)),
+            "delimiter": "," if table is None else self._delimiter(table),
         }
 
     def are_labels(self, path: Path) -> bool:
         """Whether a file is a csv of labels instead: it has a column of those, and none of captions."""
         columns = self._csv_columns(path) if _is_csv(path) else []
-        captions = [self.caption_column] if self.caption_column else self._known[1][: 2 if self.likely else 1]
-        return LABEL in columns and not set(captions) & set(columns)
+        captions = {self.caption_column} if self.caption_column else {self._known[1][0], "caption", DEFAULT_CAPTION}
+        return LABEL in columns and not captions & set(columns)
 
     @property
     def _known(self) -> list[list[str]]:
@@ -79,11 +79,12 @@ class Pairs:
 
     def _csv_columns(self, path: Path) -> list[str]:
         """Names in the header of a csv file; empty if it has none that can be read."""
-        delimiter = unescape(self.delimiter) if self.delimiter else _delimiter(path)
-        try:
-            return [name.strip() for name in next(csv.reader(text_lines(path), delimiter=delimiter), [])]
-        except csv.Error:
-            return []
+        return _header(path, self._delimiter(path))
+
+    def _delimiter(self, path: Path) -> str:
+        if self.delimiter and _is_csv(path) and len(_header(path, delimiter := unescape(self.delimiter))) > 1:
+            return delimiter
+        return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
 def _table(path: Path) -> Path:
@@ -98,5 +99,8 @@ def _is_csv(path: Path) -> bool:
     return path.suffix.lower() in (".csv", ".tsv")
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
+def _header(path: Path, delimiter: str) -> list[str]:
+    try:
+        return [name.strip() for name in next(csv.reader(text_lines(path), delimiter=delimiter), [])]
+    except csv.Error:
+        return []
