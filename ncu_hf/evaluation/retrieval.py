@@ -253,7 +253,6 @@ def evaluate_retrieval(
     caption_groups: Tensor | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
-    shared: bool = False,
 ) -> dict:
     """Recall both ways with 95 % intervals; any number of captions per image.
 
@@ -264,7 +263,6 @@ def evaluate_retrieval(
         bootstrap (`int`, *optional*, defaults to 1000): Resamples for the intervals. Whole groups are drawn (an image
             with all its captions), because captions of one image are not independent.
         seed (`int`, *optional*, defaults to 0): Of the resampling.
-        shared (`bool`, *optional*): Share the work among the processes of the run, see [`retrieval_ranks`].
 
     Returns:
         `dict`: `n_images`, `n_captions`, `image_to_text` and `text_to_image` (each `R@1`, `R@5`, `R@10` in [0, 1],
@@ -278,7 +276,7 @@ def evaluate_retrieval(
         image_groups=image_groups,
         caption_groups=caption_groups,
     )
-    ranks = ranks_both_ways(image_embeds, text_embeds, groups, shared=shared)
+    ranks = ranks_both_ways(image_embeds, text_embeds, groups)
     return summarise_ranks(ranks, groups, bootstrap=bootstrap, seed=seed)
 
 

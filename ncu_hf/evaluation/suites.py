@@ -19,7 +19,7 @@ from ncu_hf.errors import InputError
 from ncu_hf.evaluation.encode import ClipEncoder, EncodedImages
 from ncu_hf.evaluation.linear_probe import FEATURES, linear_probe, split_half
 from ncu_hf.evaluation.pairwise import RetrievalItems, ZeroShotItems, compare_items
-from ncu_hf.evaluation.retrieval import retrieval_ranks, summarise_ranks
+from ncu_hf.evaluation.retrieval import ranks_both_ways, summarise_ranks
 from ncu_hf.evaluation.sets.base import CaptionedSet, EvaluationSet, LabelledSet
 from ncu_hf.evaluation.similarity import similarity_distributions, summarise_similarity
 from ncu_hf.evaluation.zero_shot import (
@@ -129,10 +129,7 @@ def measure_retrieval(encoder: ClipEncoder, captioned: CaptionedSet) -> Measurem
     device = encoder.model.device
     images_there, texts_there = images.to(device), texts.to(device)
     groups = (image_groups, caption_groups)
-    ranks = (
-        retrieval_ranks(images_there, texts_there, *groups, shared=True),
-        retrieval_ranks(texts_there, images_there, *reversed(groups), shared=True),
-    )
+    ranks = ranks_both_ways(images_there, texts_there, groups, shared=True)
     if world()[0] != 0:
         return None
     first = _first_captions(image_groups, caption_groups)

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ncu_hf.data import open_pairs
 from ncu_hf.data.files import expand
@@ -46,13 +45,7 @@ class Target:
 
 
 def open_set(
-    spec: str,
-    *,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    image_root: str | Path | None = None,
-    revision: str | None = None,
-    name: str | None = None,
+    spec: str, pairs: Pairs | None = None, *, revision: str | None = None, name: str | None = None
 ) -> EvaluationSet:
     """Open a set to evaluate on.
 
@@ -61,9 +54,8 @@ def open_set(
             ([`open_labelled_folder`]); a folder in the layout of `clip-benchmark/wds_*` ([`open_webdataset`]);
             image-text pairs that `open_pairs` opens; or the id of a data set on the Hub in that layout. Names and ids
             take a revision: `food101@main`. A name goes before a folder that is called so; write `./food101` for that.
-        image_column, caption_column (`str`, *optional*): Of image-text pairs; by default `image` and `caption`, else
-            those of training data.
-        image_root (`str`, *optional*): Folder of relative image paths of pairs; by default that of the file.
+        pairs (`Pairs`, *optional*): How image-text pairs are stored; by default with columns `image` and `caption`,
+            else those of training data.
         revision (`str`, *optional*): Branch, tag or commit on the Hub. The commit is recorded.
         name (`str`, *optional*): Name in tables.
 
@@ -75,7 +67,7 @@ def open_set(
     """
     if spec.lower() in SUITES:
         raise InputError(f"{spec!r} is a suite of {len(SUITES[spec.lower()])} sets; name one of them.")
-    return _open(find(spec, revision), Pairs(image_column, caption_column, image_root), name)
+    return _open(find(spec, revision), pairs or Pairs(), name)
 
 
 def open_suite(specs: Iterable[str], pairs: Pairs | None = None) -> list[EvaluationSet]:
@@ -91,7 +83,7 @@ def open_suite(specs: Iterable[str], pairs: Pairs | None = None) -> list[Evaluat
     Returns:
         `list`: In the order in which they are named; their names differ.
     """
-    pairs = Pairs() if pairs is None else pairs
+    pairs = pairs or Pairs()
     targets = find_suite(specs)
     opened = {
         target.identity: _open(target, pairs)

@@ -12,6 +12,7 @@ import pytest
 from ncu_hf.data import PairSource, Record, open_pairs
 from ncu_hf.errors import InputError
 from ncu_hf.evaluation.sets import captioned_set, open_set
+from ncu_hf.evaluation.sets.pair_columns import Pairs
 
 
 class Rows(PairSource):
@@ -102,12 +103,12 @@ def test_a_folder_with_one_table(name, delimiter, column, tmp_path, png):
         (tmp_path / f"{row}.png").write_bytes(png(row))
     assert open_set(str(tmp_path)).captions == ["a", "b"]
     (tmp_path / "other.csv").write_text("image,label,words\n0.png,1,a\n1.png,1,b\n")
-    assert open_set(str(tmp_path / "other.csv"), caption_column="words").captions == ["a", "b"]
+    assert open_set(str(tmp_path / "other.csv"), Pairs(caption_column="words")).captions == ["a", "b"]
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "x.csv").write_text("image,caption\n0.png,a\n1.png,b\n")
     with pytest.raises(InputError, match=r"none of its 2 images exists; the first is .*0\.png"):
         open_set(str(tmp_path / "sub" / "x.csv"))
-    assert len(open_set(str(tmp_path / "sub" / "x.csv"), image_root=tmp_path).images) == 2
+    assert len(open_set(str(tmp_path / "sub" / "x.csv"), Pairs(image_root=tmp_path)).images) == 2
 
 
 @pytest.mark.parametrize("image", ["image", "png"])
