@@ -121,3 +121,13 @@ def test_an_interrupted_script_says_so_in_one_line(capsys):
     assert stopped.value.code == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("stopped: interrupted") and "--resume_from_checkpoint true" in line
+
+
+def test_several_processes_without_an_accelerator_are_those_of_a_cpu(monkeypatch):
+    """`torchrun` without `--use_cpu true`: `Trainer` would take each process for a run of its own."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for found in (True, False):
+        monkeypatch.setattr("torch.accelerator.is_available", lambda found=found: found)
+        monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda arguments: None)
+        arguments, _ = parse_arguments(["--output_dir", "out", "--global_batch_size", "4"])
+        assert arguments.training.use_cpu is not found

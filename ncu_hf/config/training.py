@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields
 
+import torch
 from transformers import TrainingArguments
 
 from ncu_hf.errors import InputError, one_of
@@ -119,6 +120,8 @@ class NCUTrainingArguments(TrainingArguments):
         self._refuse_unsupported()
         self._use_new_names()
         self._resolve_batch()
+        # Of several processes without an accelerator, `Trainer` has to be told that they are processes of a CPU.
+        self.use_cpu |= int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
         super().__post_init__()
 
     def _refuse_unsupported(self) -> None:  # better an error than a run that ignores a flag
